@@ -1,0 +1,1 @@
+"""A hospital: prepares its records, keeps them, trains on them."""

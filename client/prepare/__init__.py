@@ -1,0 +1,1 @@
+"""Raw hospital files to a prepared cohort."""

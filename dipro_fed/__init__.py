@@ -1,0 +1,1 @@
+"""The command line: `dipro-fed` reaches everything a user does."""

@@ -1,0 +1,1 @@
+"""What the server and a hospital must agree on: settings, messages, updates."""

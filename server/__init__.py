@@ -1,0 +1,1 @@
+"""The coordinator: rounds, aggregation, checkpoints; it never reads a patient."""

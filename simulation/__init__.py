@@ -1,0 +1,1 @@
+"""Synthetic hospitals, partitioning, baselines and the comparison with centralized training."""
