@@ -1,0 +1,21 @@
+"""Fixtures that several test folders share."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Reference data that may not be distributed with the project."""
+    if not SHARED.is_dir():
+        pytest.skip("reference data are not here: they lie beside the project in `shared` and may not be distributed")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo_linked(shared_folder: Path) -> Path:
+    """Real ICU records and real radiographs, MIMIC-shaped, with made-up links between them."""
+    return shared_folder / "data" / "mimic_demo_linked"
