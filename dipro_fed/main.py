@@ -1,0 +1,32 @@
+"""`dipro-fed`: one subcommand a thing a user does; each module beside this file is one of them."""
+
+import sys
+
+import typer
+
+app = typer.Typer(
+    name="dipro-fed",
+    help="Prepare hospital records, train DiPro on them, centralized or federated, and compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    traceback: bool = typer.Option(False, "--traceback", help="Show where in the code an error arose."),
+) -> None:
+    context.obj = {"traceback": traceback}
+
+
+def run() -> None:
+    """Run the command line; an error meant for people is one paragraph on stderr and exit status 1."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
