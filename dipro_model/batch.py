@@ -1,0 +1,190 @@
+"""One stay, many stays padded to a batch, and the rule of padding: a mask says what is real, no value does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int, Num, Shaped
+from torch import Tensor
+
+from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stay:
+    """One stay without padding: every frame and every hour in it is real, so it needs no mask."""
+
+    regions: Shaped[Tensor, "frame region channel height width"]
+    """Crops of the ten regions of each radiograph in time order; 1 or 3 channels; uint8 or floating in [0, 1]."""
+
+    ehr: Float[Tensor, "step variable"]
+    """Hourly values as z-scores."""
+
+    ehr_hours: Num[Tensor, " step"]
+    """Hours since ICU admission of each row of `ehr`."""
+
+    intervals: Num[Tensor, "pair 2"]
+    """Hours since ICU admission of the two radiographs of each pair of neighbours."""
+
+    demographics: Float[Tensor, " demographic"]
+    """Age, height and weight as z-scores, then zeros and ones."""
+
+    label: Num[Tensor, "*output"] | None = None
+    """Progression: [disease] in 0..3; mortality: 0 or 1; length of stay: 0..3; None where only a prediction is asked."""
+
+    region_progression: Int[Tensor, "pair region disease"] | None = None
+    """Progression of each region and disease, 0..3; None where only a prediction is asked."""
+
+    def __post_init__(self) -> None:
+        frames = self.regions.shape[0] if self.regions.ndim == 5 else 0
+        if frames < 2:
+            raise ValueError(
+                "regions: expected [frame, region, channel, height, width] with two frames or more, "
+                f"got shape {list(self.regions.shape)}; the model reads pairs of radiographs"
+            )
+        steps = self.ehr.shape[0]
+        _require_shapes(self, axes=(), frames=frames, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Stays padded to the longest of them. What lies where a mask is false is never read."""
+
+    regions: Shaped[Tensor, "stay frame region channel height width"]
+    """Region crops; 1 or 3 channels; uint8 (0..255) or floating in [0, 1], without further normalisation."""
+
+    frame_mask: Bool[Tensor, "stay frame"]
+    """True where a radiograph exists."""
+
+    ehr: Float[Tensor, "stay step variable"]
+    """Hourly values as z-scores."""
+
+    ehr_mask: Bool[Tensor, "stay step"]
+    """True for real hours."""
+
+    ehr_hours: Num[Tensor, "stay step"]
+    """Hours since ICU admission of each step."""
+
+    intervals: Num[Tensor, "stay pair 2"]
+    """Hours since ICU admission of the two radiographs of each pair."""
+
+    demographics: Float[Tensor, "stay demographic"]
+    """Age, height and weight as z-scores, then zeros and ones."""
+
+    label: Num[Tensor, "stay *output"] | None = None
+    """Progression: [stay, disease] in 0..3; mortality: [stay] 0 or 1; length of stay: [stay] in 0..3."""
+
+    region_progression: Int[Tensor, "stay pair region disease"] | None = None
+    """0 worsened, 1 improved, 2 no change, 3 not mentioned (never enters a loss)."""
+
+    def __post_init__(self) -> None:
+        if self.regions.ndim != 6 or self.regions.shape[1] < 2:
+            raise ValueError(
+                "regions: expected [stay, frame, region, channel, height, width] with two frames or more, "
+                f"got shape {list(self.regions.shape)}"
+            )
+        stays, frames = self.regions.shape[:2]
+        steps = self.ehr.shape[1] if self.ehr.ndim == 3 else 0
+        _require_shapes(self, axes=(stays,), frames=frames, steps=steps)
+        for name, expected in (("frame_mask", (stays, frames)), ("ehr_mask", (stays, steps))):
+            mask = getattr(self, name)
+            if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+                raise ValueError(f"{name}: expected bool {list(expected)}, got {mask.dtype} {list(mask.shape)}")
+
+    def __len__(self) -> int:
+        """Number of stays."""
+        return self.regions.shape[0]
+
+    @property
+    def pair_mask(self) -> Bool[Tensor, "stay pair"]:
+        """True where both radiographs of a pair exist."""
+        return self.frame_mask[:, :-1] & self.frame_mask[:, 1:]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device; types stay as they are."""
+        return type(self)(
+            **{
+                item.name: value if value is None else value.to(device, non_blocking=non_blocking)
+                for item in fields(self)
+                for value in (getattr(self, item.name),)
+            }
+        )
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; data loaders call this by its name."""
+        return type(self)(
+            **{
+                item.name: value if value is None else value.pin_memory()
+                for item in fields(self)
+                for value in (getattr(self, item.name),)
+            }
+        )
+
+
+def collate(stays: Sequence[Stay]) -> Batch:
+    """Pad stays with zeros to the most frames and hours among them, and write down in the masks what is real.
+
+    Raises ValueError where the stays differ in the size, channels or type of their crops, or where only some of
+    them are labelled.
+    """
+    if not stays:
+        raise ValueError("collate: expected one stay or more, got none")
+    crops = {(tuple(stay.regions.shape[1:]), stay.regions.dtype) for stay in stays}
+    if len(crops) > 1:
+        raise ValueError(f"regions: expected crops of one shape and type in a batch, got {sorted(map(str, crops))}")
+    return Batch(
+        regions=_pad([stay.regions for stay in stays]),
+        frame_mask=_real([stay.regions.shape[0] for stay in stays]),
+        ehr=_pad([stay.ehr for stay in stays]),
+        ehr_mask=_real([stay.ehr.shape[0] for stay in stays]),
+        ehr_hours=_pad([stay.ehr_hours for stay in stays]),
+        intervals=_pad([stay.intervals for stay in stays]),
+        demographics=torch.stack([stay.demographics for stay in stays]),
+        label=_all_or_none("label", [stay.label for stay in stays], fill=0),
+        region_progression=_all_or_none(
+            "region_progression", [stay.region_progression for stay in stays], fill=NOT_MENTIONED
+        ),
+    )
+
+
+def _pad(tensors: Sequence[Tensor], fill: int = 0) -> Tensor:
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(list(tensors))
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=fill)
+
+
+def _real(lengths: Sequence[int]) -> Bool[Tensor, "stay position"]:
+    return torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+
+
+def _all_or_none(name: str, tensors: Sequence[Tensor | None], *, fill: int) -> Tensor | None:
+    given = [tensor for tensor in tensors if tensor is not None]
+    if given and len(given) < len(tensors):
+        raise ValueError(f"{name}: expected it for all {len(tensors)} stays of a batch or for none, got {len(given)}")
+    return _pad(given, fill) if given else None
+
+
+def _require_shapes(holder: Stay | Batch, *, axes: tuple[int, ...], frames: int, steps: int) -> None:
+    """Check the shapes that a stay and a batch share; `axes` holds the number of stays, or nothing."""
+    channels, crop = holder.regions.shape[-3], tuple(holder.regions.shape[-2:])
+    expected: dict[str, tuple[int, ...]] = {
+        "regions": (*axes, frames, len(REGIONS), channels, *crop),
+        "ehr": (*axes, steps, len(EHR_VARIABLES)),
+        "ehr_hours": (*axes, steps),
+        "intervals": (*axes, frames - 1, 2),
+        "demographics": (*axes, len(DEMOGRAPHICS)),
+        "region_progression": (*axes, frames - 1, len(REGIONS), len(DISEASES)),
+    }
+    for name, shape in expected.items():
+        value = getattr(holder, name)
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
+    if channels not in (1, 3):
+        raise ValueError(f"regions: expected 1 or 3 channels on the fourth axis from the right, got {channels}")
+    if holder.regions.dtype != torch.uint8 and not holder.regions.is_floating_point():
+        raise ValueError(f"regions: expected uint8 or floating crops, got {holder.regions.dtype}")
+    if holder.label is not None and tuple(holder.label.shape) not in (axes, (*axes, len(DISEASES))):
+        raise ValueError(
+            f"label: expected shape {list(axes)} or {[*axes, len(DISEASES)]}, got {list(holder.label.shape)}"
+        )
