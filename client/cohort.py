@@ -7,7 +7,7 @@ without a manifest is not a cohort. docs/cohort.md documents each column for tho
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,23 @@ COHORT_FILES: tuple[str, ...] = (*(f"{name}.parquet" for name in TABLES), REGION
 """Every file that a manifest must list."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Which images and which hourly rows belong to a sample; the profile chose them, the manifest keeps them.
+
+    Row h of `ehr_hourly` holds what was charted in [h, h + 1). All numbers are hours.
+    """
+
+    stay_hours: int
+    """Mortality and length of stay read the rows h with 0 <= h < stay_hours."""
+    stay_image_hours: float
+    """Mortality and length of stay read the images taken before this hour."""
+    pair_hours_before: float
+    """Progression reads the rows h with h >= hour of the first image - pair_hours_before ..."""
+    pair_hours_after: float
+    """... and h <= hour of the second image + pair_hours_after."""
+
+
 class CohortError(ValueError):
     """A folder is not a cohort that this version can read; the message says why and what to do."""
 
@@ -128,6 +145,10 @@ class Cohort:
     @cached_property
     def samples_length_of_stay(self) -> pd.DataFrame:
         return self._read("samples_length_of_stay")
+
+    @cached_property
+    def windows(self) -> Windows:
+        return Windows(**self.manifest["windows"])
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
@@ -186,6 +207,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("counts"), dict):
         raise CohortError(f"{path}: expected the objects `files` and `counts`; see docs/cohort.md")
+    expected = {field.name for field in fields(Windows)}
+    if set(manifest.get("windows") or ()) != expected:
+        raise CohortError(f"{path}: expected the object `windows` with {sorted(expected)}; see docs/cohort.md")
     return manifest
 
 

@@ -1,0 +1,155 @@
+"""Samples of one task and split, cut from the records of one site or of several."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from client.records import SiteRecords, StayRecord, not_mentioned
+from dipro_model import Stay
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, Task
+
+
+class DataError(ValueError):
+    """Records that cannot serve a task; names the site, the split and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Which frames and hours of a stay make one sample, and its label."""
+
+    site: str
+    stay: StayRecord
+    sample_id: str
+    """The stay for tasks of a whole stay, the second image for progression; unique in a site."""
+    frames: slice
+    steps: slice
+    label: tuple[int, ...]
+    """One value, or one for each disease."""
+
+
+class SampleSet(Dataset[Stay]):
+    """The samples of a task and split over all given sites, in the order of the sites, stays and hours."""
+
+    def __init__(self, sites: Sequence[SiteRecords], task: Task, split: str) -> None:
+        self.task, self.split = task, split
+        self.sites = {site.name: site for site in sites}
+        if len(self.sites) != len(sites):
+            raise DataError(f"expected sites of different names, found {[site.name for site in sites]}")
+        self.samples: list[Sample] = [
+            sample for site in sites for sample in _samples(site, task) if sample.stay.split == split
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Stay:
+        sample = self.samples[index]
+        site, stay = self.sites[sample.site], sample.stay
+        hours = stay.image_hours[sample.frames]
+        dicoms = stay.dicom_ids[sample.frames]
+        regions = [site.region_progression.get(pair, not_mentioned()) for pair in zip(dicoms, dicoms[1:], strict=False)]
+        whole_stay = self.task is not Task.DISEASE_PROGRESSION
+        return Stay(
+            regions=site.crops(stay.image_rows[sample.frames]),
+            ehr=torch.from_numpy(stay.ehr[sample.steps]),
+            ehr_hours=torch.from_numpy(stay.ehr_hours[sample.steps]),
+            intervals=torch.from_numpy(np.stack([hours[:-1], hours[1:]], axis=-1)),
+            demographics=torch.from_numpy(stay.demographics),
+            label=torch.tensor(sample.label[0] if whole_stay else sample.label, dtype=torch.int64),
+            region_progression=torch.from_numpy(np.stack(regions).astype(np.int64)),
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [sample], or [sample, disease] for progression."""
+        labels = np.array([sample.label for sample in self.samples], dtype=np.int64)
+        if self.task is Task.DISEASE_PROGRESSION:
+            return labels.reshape(-1, len(DISEASES))
+        return labels.reshape(-1)
+
+    @property
+    def patients(self) -> list[tuple[str, int]]:
+        """The site and patient of each sample."""
+        return [(sample.site, sample.stay.subject_id) for sample in self.samples]
+
+    def progression_counts(self) -> np.ndarray:
+        """int64 [disease, class]: image-level progression labels of this split's pairs, without 'not mentioned'."""
+        counts = np.zeros((len(DISEASES), len(PROGRESSIONS)), np.int64)
+        for site in self.sites.values():
+            inside = site.pairs.stay_id.map(lambda stay, site=site: site.stays[stay].split == self.split)
+            labels = site.pairs.loc[inside.astype(bool), list(DISEASES)].to_numpy()
+            for k, disease in enumerate(labels.T):
+                counts[k] += np.bincount(disease[disease != NOT_MENTIONED], minlength=len(PROGRESSIONS))
+        return counts
+
+
+def require_trainable(samples: SampleSet) -> None:
+    """Refuse training samples that no model can learn from.
+
+    Raises DataError where there is no sample, or where all samples carry the same label.
+    """
+    where = ", ".join(samples.sites)
+    if not len(samples):
+        raise DataError(
+            f"{where}: no sample for {samples.task} in the {samples.split} split; "
+            "`dipro-fed inspect` shows the counts, report.json what was rejected"
+        )
+    labels = samples.labels
+    if len(np.unique(labels[labels != NOT_MENTIONED] if labels.ndim == 2 else labels)) < 2:
+        raise DataError(
+            f"{where}: all {len(samples)} samples for {samples.task} in the {samples.split} split carry the same "
+            "label; training needs at least two classes: add patients, or choose another split or task"
+        )
+
+
+def require_every_split(sites: Sequence[SiteRecords], task: Task, splits: Sequence[str]) -> None:
+    """Refuse a site that has no sample of one of the splits. Raises DataError naming the site and split."""
+    for site in sites:
+        for split in splits:
+            if not len(SampleSet([site], task, split)):
+                raise DataError(
+                    f"site {site.name}: no patient with a sample for {task} in the {split} split; "
+                    "use fewer sites, another split seed, or a larger cohort"
+                )
+
+
+def _samples(site: SiteRecords, task: Task) -> Iterator[Sample]:
+    if task is Task.DISEASE_PROGRESSION:
+        yield from _pair_samples(site)
+        return
+    for stay_id, label in site.labels[str(task)].items():
+        stay = site.stays[stay_id]
+        frames = int(np.searchsorted(stay.image_hours, site.windows.stay_image_hours, side="left"))
+        steps = _between(stay.ehr_hours, 0.0, site.windows.stay_hours - 1)
+        yield Sample(
+            site=site.name,
+            stay=stay,
+            sample_id=str(stay_id),
+            frames=slice(0, frames),
+            steps=steps,
+            label=(label,),
+        )
+
+
+def _pair_samples(site: SiteRecords) -> Iterator[Sample]:
+    windows = site.windows
+    for row in site.pairs.to_dict("records"):
+        stay = site.stays[row["stay_id"]]
+        first = stay.dicom_ids.index(row["first_dicom_id"])
+        start, end = row["first_hour"] - windows.pair_hours_before, row["second_hour"] + windows.pair_hours_after
+        yield Sample(
+            site=site.name,
+            stay=stay,
+            sample_id=row["second_dicom_id"],
+            frames=slice(first, first + 2),
+            steps=_between(stay.ehr_hours, start, end),
+            label=tuple(int(row[disease]) for disease in DISEASES),
+        )
+
+
+def _between(hours: np.ndarray, first: float, last: float) -> slice:
+    """The rows whose hour lies in [first, last]."""
+    return slice(int(np.searchsorted(hours, first, side="left")), int(np.searchsorted(hours, last, side="right")))

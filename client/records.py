@@ -1,0 +1,145 @@
+"""A site's records in memory, stay by stay: what a sample of any task is cut from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+
+from client.cohort import REGION_PIXELS, Cohort, CohortError, Windows, open_cohort
+from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS
+
+_IMAGES_AT_ONCE = 64
+"""Images that are downsampled together; bounds the memory of it to about 130 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSpec:
+    """Which patients are a site: a cohort, or some patients of it."""
+
+    name: str
+    cohort: Path
+    subjects: tuple[int, ...] | None = None
+    """Patients of the cohort that belong to the site; None means all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StayRecord:
+    """One stay's values in time order, without any task's window."""
+
+    stay_id: int
+    subject_id: int
+    split: str
+    image_rows: np.ndarray
+    """int64 [frame]: row of each kept radiograph in the cohort's regions."""
+    image_hours: np.ndarray
+    """float32 [frame]: hours since ICU admission."""
+    dicom_ids: tuple[str, ...]
+    ehr: np.ndarray
+    """float32 [step, variable]: z-scores."""
+    ehr_hours: np.ndarray
+    """float32 [step]: hour of each row."""
+    demographics: np.ndarray
+    """float32 [demographic]."""
+
+
+class SiteRecords:
+    """All stays of a site that have radiographs, its crops at the size the network sees, and its labels."""
+
+    def __init__(self, spec: SiteSpec, *, crop_pixels: int = REGION_PIXELS, verify_regions: bool = False) -> None:
+        self.name = spec.name
+        cohort = open_cohort(spec.cohort, verify_regions=verify_regions)
+        self.path: Path = cohort.path
+        self.windows: Windows = cohort.windows
+        self.stays: dict[int, StayRecord] = {stay.stay_id: stay for stay in _stays(cohort, spec.subjects)}
+        if not self.stays:
+            raise CohortError(
+                f"site {spec.name}: none of its stays in {spec.cohort} has a kept radiograph; "
+                f"read {cohort.path / 'report.json'} for what was rejected and why"
+            )
+        members = cohort.pairs.stay_id.isin(self.stays)
+        self.pairs: pd.DataFrame = cohort.pairs[members].reset_index(drop=True)
+        self.region_progression: dict[tuple[str, str], np.ndarray] = _region_progression(self.pairs)
+        self.labels: dict[str, dict[int, int]] = {
+            "mortality": _labels(cohort.samples_mortality, self.stays),
+            "length_of_stay": _labels(cohort.samples_length_of_stay, self.stays),
+        }
+        self._regions = cohort.regions
+        self._row_of: dict[int, int] = {}
+        self._small: torch.Tensor | None = None
+        if crop_pixels != REGION_PIXELS:
+            self._downsample(crop_pixels)
+
+    def crops(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """uint8 [frame, region, 1, height, width] of these rows of the cohort's regions."""
+        if self._small is None:
+            return torch.from_numpy(np.asarray(self._regions[rows])).unsqueeze(2)
+        return self._small[[self._row_of[int(row)] for row in rows]].unsqueeze(2)
+
+    def _downsample(self, crop_pixels: int) -> None:
+        """Average the crops down once and keep them: small crops of a whole site fit in memory."""
+        rows = np.unique(np.concatenate([stay.image_rows for stay in self.stays.values()]))
+        self._row_of = {int(row): place for place, row in enumerate(rows)}
+        small = torch.empty(len(rows), len(REGIONS), crop_pixels, crop_pixels, dtype=torch.uint8)
+        for start in range(0, len(rows), _IMAGES_AT_ONCE):
+            part = slice(start, start + _IMAGES_AT_ONCE)
+            crops = torch.from_numpy(np.asarray(self._regions[rows[part]])).float()
+            small[part] = adaptive_avg_pool2d(crops, crop_pixels).round().to(torch.uint8)
+        self._small = small
+
+
+def _stays(cohort: Cohort, subjects: tuple[int, ...] | None) -> list[StayRecord]:
+    stays = cohort.stays if subjects is None else cohort.stays[cohort.stays.subject_id.isin(subjects)]
+    images = cohort.images.assign(row=np.arange(len(cohort.images))).sort_values(["stay_id", "hours"])
+    images_of = dict(iter(images[images.stay_id.isin(stays.stay_id)].groupby("stay_id")))
+    hourly = cohort.ehr_hourly[cohort.ehr_hourly.stay_id.isin(images_of.keys())].sort_values(["stay_id", "hour"])
+    hourly_of = dict(iter(hourly.groupby("stay_id")))
+    demographics = cohort.demographics.set_index("stay_id")[list(DEMOGRAPHICS)]
+    records = []
+    for stay_id, subject_id, split in zip(stays.stay_id, stays.subject_id, stays.split, strict=True):
+        if stay_id not in images_of:
+            continue
+        if stay_id not in hourly_of or stay_id not in demographics.index:
+            raise CohortError(
+                f"{cohort.path}: stay {stay_id} has images but no row in ehr_hourly or demographics; "
+                "every stay needs both, see docs/cohort.md"
+            )
+        frames, steps = images_of[stay_id], hourly_of[stay_id]
+        records.append(
+            StayRecord(
+                stay_id=int(stay_id),
+                subject_id=int(subject_id),
+                split=str(split),
+                image_rows=frames.row.to_numpy(np.int64),
+                image_hours=frames.hours.to_numpy(np.float32),
+                dicom_ids=tuple(frames.dicom_id),
+                ehr=steps[list(EHR_VARIABLES)].to_numpy(np.float32),
+                ehr_hours=steps.hour.to_numpy(np.float32),
+                demographics=demographics.loc[stay_id].to_numpy(np.float32),
+            )
+        )
+    return records
+
+
+def _region_progression(pairs: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
+    shape = (len(REGIONS), len(DISEASES))
+    return {
+        (first, second): np.asarray(labels, np.int8).reshape(shape)
+        for first, second, labels in zip(
+            pairs.first_dicom_id, pairs.second_dicom_id, pairs.region_progression, strict=True
+        )
+    }
+
+
+def _labels(samples: pd.DataFrame, stays: dict[int, StayRecord]) -> dict[int, int]:
+    return {
+        int(stay): int(label) for stay, label in zip(samples.stay_id, samples.label, strict=True) if int(stay) in stays
+    }
+
+
+def not_mentioned() -> np.ndarray:
+    """int8 [region, disease] of a pair that no report compares."""
+    return np.full((len(REGIONS), len(DISEASES)), NOT_MENTIONED, np.int8)

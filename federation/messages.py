@@ -1,0 +1,191 @@
+"""What server and sites say to each other, as Flower messages; the only file that knows the records' keys.
+
+Three exchanges: `join` (who are you, how many samples), `train` (weights out, weights and counts back) and
+`evaluate` (weights out, metrics back). A site's reply carries counts, losses and metrics, never a patient's value.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+JOIN, TRAIN, EVALUATE = "query", "train", "evaluate"
+"""Flower's message types that the three exchanges travel as."""
+
+ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+WEIGHT_KEY = "num-examples"
+"""Key of a reply's number of training samples, which Flower's FedAvg weighs with."""
+
+_FLAT = "weights"
+
+
+class MessageError(ValueError):
+    """A message that does not say what it must; names the sender's fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What the server asks a site to do. `weights` is empty in `join`."""
+
+    server_round: int
+    code_digest: str
+    layout_digest: str
+    weights: np.ndarray
+
+    def record(self) -> RecordDict:
+        config = ConfigRecord(
+            {"round": self.server_round, "code-digest": self.code_digest, "layout-digest": self.layout_digest}
+        )
+        return RecordDict({ARRAYS: _pack(self.weights), CONFIG: config})
+
+    @classmethod
+    def parse(cls, message: Message) -> "Instruction":
+        config = message.content.config_records[CONFIG]
+        return cls(
+            server_round=cast(int, config["round"]),
+            code_digest=cast(str, config["code-digest"]),
+            layout_digest=cast(str, config["layout-digest"]),
+            weights=_unpack(message.content.array_records[ARRAYS]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinReply:
+    """A site's name and its number of samples by split."""
+
+    site: str
+    num_samples: Mapping[str, int]
+
+    def record(self) -> RecordDict:
+        return RecordDict({METRICS: MetricRecord(dict(self.num_samples)), CONFIG: ConfigRecord({"site": self.site})})
+
+    @classmethod
+    def parse(cls, message: Message) -> "JoinReply":
+        counts = {split: int(cast(int, count)) for split, count in _metrics(message).items()}
+        return cls(site=_site(message), num_samples=counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply:
+    """A site's weights after its local work, with what it trained on."""
+
+    site: str
+    num_samples: int
+    weights: np.ndarray
+    losses: Mapping[str, float]
+    """Mean training loss of the last local epoch (`total`) and its parts."""
+    seconds: float
+    """Time of the local work."""
+
+    def record(self) -> RecordDict:
+        metrics = {WEIGHT_KEY: self.num_samples, "seconds": self.seconds}
+        metrics |= {f"loss/{name}": value for name, value in self.losses.items()}
+        return RecordDict(
+            {ARRAYS: _pack(self.weights), METRICS: MetricRecord(metrics), CONFIG: ConfigRecord({"site": self.site})}
+        )
+
+    @classmethod
+    def parse(cls, message: Message) -> "TrainReply":
+        metrics = _metrics(message)
+        return cls(
+            site=_site(message),
+            num_samples=int(metrics[WEIGHT_KEY]),
+            weights=_unpack(message.content.array_records[ARRAYS]),
+            losses={key.removeprefix("loss/"): value for key, value in metrics.items() if key.startswith("loss/")},
+            seconds=metrics["seconds"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitResult:
+    """Losses and metrics of a model on one split of one site; a metric that is undefined is None."""
+
+    num_samples: int
+    losses: Mapping[str, float]
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply:
+    """A site's results of the global model by split."""
+
+    site: str
+    splits: Mapping[str, SplitResult]
+    seconds: float
+
+    def record(self) -> RecordDict:
+        values: dict[str, int | float] = {WEIGHT_KEY: sum(split.num_samples for split in self.splits.values())}
+        values["seconds"] = self.seconds
+        undefined: list[str] = []
+        for split, result in self.splits.items():
+            values[f"{split}|samples"] = result.num_samples
+            values |= {f"{split}|loss|{name}": value for name, value in result.losses.items()}
+            for name, value in result.metrics.items():
+                if value is None:  # a MetricRecord holds numbers only
+                    undefined.append(f"{split}|metric|{name}")
+                else:
+                    values[f"{split}|metric|{name}"] = value
+        config = ConfigRecord({"site": self.site, "undefined": undefined})
+        return RecordDict({METRICS: MetricRecord(dict(values)), CONFIG: config})
+
+    @classmethod
+    def parse(cls, message: Message) -> "EvaluateReply":
+        values: dict[str, float | None] = dict(_metrics(message))
+        undefined = message.content.config_records[CONFIG]["undefined"]
+        values |= dict.fromkeys(cast(list[str], undefined))
+        splits = sorted({key.split("|")[0] for key in values if "|" in key})
+        return cls(
+            site=_site(message),
+            splits={split: _split_result(split, values) for split in splits},
+            seconds=cast(float, values["seconds"]),
+        )
+
+
+def check_replies(messages: Iterable[Message], expected: Mapping[int, str], what: str) -> list[Message]:
+    """The replies in the order of the sites' names, one of each expected site.
+
+    `expected` maps node ids to names. Raises MessageError naming each site that failed or did not answer.
+    """
+    replies = {reply.metadata.src_node_id: reply for reply in messages}
+    problems = []
+    for node, name in sorted(expected.items(), key=lambda item: item[1]):
+        if node not in replies:
+            problems.append(f"{name} did not answer in time")
+        elif replies[node].has_error():
+            problems.append(f"{name} failed: {replies[node].error.reason}")
+    if problems:
+        raise MessageError(f"{what}: " + "; ".join(problems))
+    return [replies[node] for node, _ in sorted(expected.items(), key=lambda item: item[1])]
+
+
+def _split_result(split: str, values: Mapping[str, float | None]) -> SplitResult:
+    def under(kind: str) -> dict[str, float | None]:
+        start = f"{split}|{kind}|"
+        return {key.removeprefix(start): value for key, value in sorted(values.items()) if key.startswith(start)}
+
+    return SplitResult(
+        num_samples=int(cast(float, values[f"{split}|samples"])),
+        losses=cast(dict[str, float], under("loss")),
+        metrics=under("metric"),
+    )
+
+
+def _pack(weights: np.ndarray) -> ArrayRecord:
+    return ArrayRecord({_FLAT: Array(weights)})
+
+
+def _unpack(record: ArrayRecord) -> np.ndarray:
+    if list(record) != [_FLAT]:
+        raise MessageError(f"expected the single array `{_FLAT}`, found {len(record)} arrays")
+    # A received buffer is read-only; whoever needs to write copies.
+    return record[_FLAT].numpy()
+
+
+def _metrics(message: Message) -> dict[str, float]:
+    return cast(dict[str, float], dict(message.content.metric_records[METRICS]))
+
+
+def _site(message: Message) -> str:
+    return cast(str, message.content.config_records[CONFIG]["site"])

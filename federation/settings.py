@@ -1,0 +1,213 @@
+"""The settings of a run: one frozen tree, read from YAML, the command line or Flower's run config, checked once.
+
+A value "published" stands for what DiPro was published with for the task of the run, so that a file says only what
+differs. Flower carries settings as flat scalars; `to_run_config` and `from_run_config` are the two directions.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dipro_model import BackboneConfig, DiProConfig
+from dipro_model.vocabulary import Task
+
+Published = Literal["published"]
+Scalar = bool | int | float | str
+
+_PUBLISHED_BATCH_SIZE = {Task.DISEASE_PROGRESSION: 8, Task.MORTALITY: 4, Task.LENGTH_OF_STAY: 4}
+_PUBLISHED_BASE_RATE = {Task.DISEASE_PROGRESSION: 5e-6, Task.MORTALITY: 1e-5, Task.LENGTH_OF_STAY: 8e-6}
+_PUBLISHED_ACCUMULATION = 4
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text, because it has no point; people mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(_Settings):
+    """What of the network may differ from the published one."""
+
+    width: Published | Annotated[int, Field(ge=8, multiple_of=8)] = "published"
+    """Model width d, a multiple of the 8 attention heads."""
+    dropout: Published | Annotated[float, Field(ge=0, lt=1)] = "published"
+    """Dropout probability."""
+    num_transformer_layers: Published | Annotated[int, Field(ge=0)] = "published"
+    """Local fusion has half as many layers."""
+    backbone_depth: Literal[10, 18, 34, 50] = 50
+    """Depth of the ResNet."""
+    backbone_weights: str = ""
+    """Local file with weights in torchvision's format for the start; empty starts from random weights."""
+    freeze_backbone: bool = False
+    """Keep the ResNet as it starts: no gradient, batch norm in evaluation mode."""
+    crop_pixels: Annotated[int, Field(ge=16, le=224)] = 224
+    """Side of a region crop as the network sees it; the cohort's 224 pixels are averaged down to it."""
+
+    def config(self, task: Task) -> DiProConfig:
+        """The network of this task with the published sizes where nothing else is set."""
+        named = {name: getattr(self, name) for name in ("width", "dropout", "num_transformer_layers")}
+        backbone = BackboneConfig(depth=self.backbone_depth, freeze=self.freeze_backbone, crop_pixels=self.crop_pixels)
+        changed = {name: value for name, value in named.items() if value != "published"}
+        return replace(DiProConfig.published(task, backbone=backbone), **changed)
+
+
+class TrainingSettings(_Settings):
+    """Local optimisation, the same for centralized training and for a site's work in a round."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW as published, or plain SGD without momentum."""
+    learning_rate: Published | Annotated[float, Field(gt=0)] = "published"
+    """Rate at the start; the published one is base rate x batch size x accumulated batches."""
+    final_learning_rate: Annotated[float, Field(ge=0)] = 1e-7
+    """Rate at the end of the cosine, after the last epoch of the run."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the rate moves from epoch to epoch."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled weight decay, or SGD's L2 term."""
+    batch_size: Published | Annotated[int, Field(ge=1)] = "published"
+    """Samples of one batch."""
+    accumulated_batches: Annotated[int, Field(ge=1)] = _PUBLISHED_ACCUMULATION
+    """Batches whose gradients make one optimizer step."""
+    epochs: Annotated[int, Field(ge=1)] = 100
+    """Passes over the training samples of centralized training."""
+    patience: Annotated[int, Field(ge=1)] = 10
+    """Epochs without a gain on the validation monitor before centralized training stops."""
+    class_weights: Literal["balanced", "published", "none"] = "balanced"
+    """Weights of classes and of deaths, from training labels; `published` keeps the published faults."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """`frozen` keeps the running statistics and normalises with them while training."""
+
+    def samples_per_batch(self, task: Task) -> int:
+        return _PUBLISHED_BATCH_SIZE[task] if self.batch_size == "published" else self.batch_size
+
+    def start_rate(self, task: Task) -> float:
+        if self.learning_rate != "published":
+            return self.learning_rate
+        return _PUBLISHED_BASE_RATE[task] * self.samples_per_batch(task) * self.accumulated_batches
+
+
+class FederationSettings(_Settings):
+    """The rounds of a federated run."""
+
+    rounds: Annotated[int, Field(ge=1)] = 50
+    """Rounds of local training and aggregation."""
+    local_epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over its own training samples that a site makes in a round."""
+    num_sites: Annotated[int, Field(ge=1)] = 2
+    """Sites that must be online before the first round; every one takes part in every round."""
+    join_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Longest wait for the sites to come online."""
+    round_seconds: Annotated[float, Field(gt=0)] = 86400.0
+    """Longest wait for the replies of one round."""
+
+
+class RunSettings(_Settings):
+    """Everything that a run's result depends on, beside the cohorts."""
+
+    task: Annotated[Task, Field(strict=False)] = Task.MORTALITY
+    """disease_progression, mortality or length_of_stay."""
+    seed: Annotated[int, Field(ge=0)] = 23
+    """All randomness of the run is derived from it."""
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    federation: FederationSettings = FederationSettings()
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; names each key, what was expected and what came."""
+
+
+def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> RunSettings:
+    """Settings from a YAML file (or the defaults) with `key.name=value` overrides, later ones winning.
+
+    Raises SettingsError for an unknown key, a wrong type, or text that is no YAML.
+    """
+    tree: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found:
+            raise SettingsError(f"expected KEY=VALUE such as training.epochs=5, found {override!r}")
+        _put(tree, key.strip(), _scalar(text))
+    return _validated(tree, str(path) if path is not None else "settings")
+
+
+def to_run_config(settings: RunSettings) -> dict[str, Scalar]:
+    """Flat scalars "section.key", the form of Flower's run config."""
+    flat: dict[str, Scalar] = {}
+    for key, value in settings.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def from_run_config(run_config: Mapping[str, Scalar]) -> RunSettings:
+    """The settings in Flower's run config; keys of other sections than ours are an error."""
+    tree: dict[str, Any] = {}
+    for key, value in run_config.items():
+        _put(tree, key, value)
+    return _validated(tree, "run config")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(), _Loader)
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file; see configs/ for examples") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: expected YAML, found text that does not parse: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: expected sections such as `training:`, found a {type(tree).__name__}")
+    return tree
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{key}: `{parent}` is a value, not a section")
+    tree[leaf] = value
+
+
+def _validated(tree: dict[str, Any], source: str) -> RunSettings:
+    try:
+        return RunSettings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, source)) from None
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for problem in error.errors():
+        # A union reports one problem for each of its members behind the field's own name.
+        key = ".".join(str(part) for part in problem["loc"][:2])
+        if problem["type"] == "extra_forbidden":
+            line = f"{key}: unknown setting; the settings are listed in docs/settings.md"
+        else:
+            line = f"{key}: {problem['msg'].lower()}, found {problem['input']!r}"
+        if line not in lines:
+            lines.append(line)
+    return f"{source}: " + "; ".join(lines)
