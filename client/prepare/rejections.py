@@ -33,12 +33,16 @@ class Rejections:
 
     def add(self, reason: str, count: int = 1, *, where: str = "", examples: Sequence[str] = ()) -> None:
         """Count `count` things rejected for `reason` in the stage or file `where`; a count of 0 changes nothing."""
+        if self.strict and count:
+            raise PrepareError(_strict_message(reason, count, where, examples))
+        self.exclude(reason, count, where=where, examples=examples)
+
+    def exclude(self, reason: str, count: int = 1, *, where: str = "", examples: Sequence[str] = ()) -> None:
+        """Count what a rule of the cohort leaves out (a view, a short stay): no fault, so strict mode goes on."""
         if count < 0:
             raise AssertionError(f"a count of rejections cannot be negative: {count} for {reason!r}")
         if count == 0:
             return
-        if self.strict:
-            raise PrepareError(_strict_message(reason, count, where, examples))
         entry = self._by_stage.setdefault(where, {}).setdefault(reason, Rejection())
         entry.count += count
         entry.examples.extend(str(example) for example in examples[: NUM_EXAMPLES - len(entry.examples)])
