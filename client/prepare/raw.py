@@ -151,7 +151,9 @@ def integer_sql(column: str) -> str:
 
 def instant_sql(column: str) -> str:
     """SQL for the time written in a text column (year-month-day hour:minute:second), NULL where it holds none."""
-    return f"TRY_CAST({column} AS TIMESTAMP)"
+    value = f"TRY_CAST({column} AS TIMESTAMP)"
+    # DuckDB reads the word "inf" as a time, too.
+    return f"(CASE WHEN isfinite({value}) THEN {value} END)"
 
 
 def _delimiter(path: Path) -> str:
