@@ -1,7 +1,7 @@
 """One stay, many stays padded to a batch, and the rule of padding: a mask says what is real, no value does."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -31,10 +31,10 @@ class Stay:
     """Age, height and weight as z-scores, then zeros and ones."""
 
     label: Num[Tensor, "*output"] | None = None
-    """Progression: [disease] in 0..3; mortality: 0 or 1; length of stay: 0..3; None where only a prediction is asked."""
+    """Progression: [disease] in 0..3; mortality: 0 or 1; length of stay: 0..3; None where it is unknown."""
 
     region_progression: Int[Tensor, "pair region disease"] | None = None
-    """Progression of each region and disease, 0..3; None where only a prediction is asked."""
+    """Progression of each region and disease, 0..3; None where it is unknown."""
 
     def __post_init__(self) -> None:
         frames = self.regions.shape[0] if self.regions.ndim == 5 else 0
@@ -103,23 +103,15 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on another device; types stay as they are."""
-        return type(self)(
-            **{
-                item.name: value if value is None else value.to(device, non_blocking=non_blocking)
-                for item in fields(self)
-                for value in (getattr(self, item.name),)
-            }
-        )
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory; data loaders call this by its name."""
-        return type(self)(
-            **{
-                item.name: value if value is None else value.pin_memory()
-                for item in fields(self)
-                for value in (getattr(self, item.name),)
-            }
-        )
+        return self._each(lambda value: value.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
 
 
 def collate(stays: Sequence[Stay]) -> Batch:

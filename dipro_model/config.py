@@ -171,26 +171,6 @@ class DiProConfig:
         )
 
 
-# Width, num_transformer_layers and loss weights of each task.
-_PUBLISHED: dict[Task, tuple[int, int, LossWeights]] = {
-    Task.DISEASE_PROGRESSION: (
-        256,
-        2,
-        LossWeights(task=2.0, orthogonal=1.0, temporal=0.0, static=0.5, dynamic=2.0),
-    ),
-    Task.MORTALITY: (
-        256,
-        4,
-        LossWeights(task=6.0, orthogonal=0.1, temporal=1.0, static=0.5, dynamic=0.1),
-    ),
-    Task.LENGTH_OF_STAY: (
-        128,
-        2,
-        LossWeights(task=10.0, orthogonal=0.001, temporal=0.1, static=0.5, dynamic=0.1),
-    ),
-}
-
-
 def _read_task(value: object) -> Task:
     known = [str(task) for task in Task]
     if not isinstance(value, str) or value not in known:
@@ -216,3 +196,23 @@ def _require_number(name: str, value: object, *, least: float) -> None:
     # The comparison also turns away NaN, which is below and above nothing.
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < float("inf"):
         raise ValueError(f"{name}: expected a finite number of at least {least}, got {value!r}")
+
+
+# Width, num_transformer_layers and loss weights of each task.
+_PUBLISHED: dict[Task, tuple[int, int, LossWeights]] = {
+    Task.DISEASE_PROGRESSION: (
+        256,
+        2,
+        LossWeights(task=2.0, orthogonal=1.0, temporal=0.0, static=0.5, dynamic=2.0),
+    ),
+    Task.MORTALITY: (
+        256,
+        4,
+        LossWeights(task=6.0, orthogonal=0.1, temporal=1.0, static=0.5, dynamic=0.1),
+    ),
+    Task.LENGTH_OF_STAY: (
+        128,
+        2,
+        LossWeights(task=10.0, orthogonal=0.001, temporal=0.1, static=0.5, dynamic=0.1),
+    ),
+}

@@ -1,0 +1,133 @@
+"""From crops of regions to one feature vector each: residual network, pooling, adapter."""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Float, Shaped
+from monai.networks.nets.resnet import ResNet
+from torch import Tensor, nn
+
+from dipro_model.config import BackboneConfig
+
+_STAGES: dict[int, tuple[str, list[int]]] = {
+    10: ("basic", [1, 1, 1, 1]),
+    18: ("basic", [2, 2, 2, 2]),
+    34: ("basic", [3, 4, 6, 3]),
+    50: ("bottleneck", [3, 4, 6, 3]),
+}
+"""Kind of block and number of blocks in each of the four stages (He et al., arXiv 1512.03385), by depth."""
+
+
+class Backbone(nn.Module):
+    """Features of region crops; parameters and buffers of `resnet` have torchvision's names."""
+
+    def __init__(self, config: BackboneConfig, *, width: int, dropout: float) -> None:
+        super().__init__()
+        block, layers = _STAGES[config.depth]
+        self.resnet = ResNet(
+            block,
+            layers,
+            [64, 128, 256, 512],
+            spatial_dims=2,
+            conv1_t_stride=2,
+            shortcut_type="B",
+            bias_downsample=False,
+            feed_forward=False,
+        )
+        self.adapter = nn.Sequential(
+            nn.Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.freeze = config.freeze
+        if self.freeze:
+            self.resnet.requires_grad_(False)
+            self.resnet.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a frozen residual network stays in evaluation."""
+        super().train(mode)
+        if self.freeze:
+            self.resnet.eval()
+        return self
+
+    def forward(
+        self, crops: Shaped[Tensor, "frame region channel height width"]
+    ) -> Float[Tensor, "frame region width"]:
+        """Crops as bytes (0..255) or floats in [0, 1], of one gray channel or three; real frames only."""
+        frames, regions = crops.shape[:2]
+        images = _to_images(crops.flatten(0, 1), next(self.adapter.parameters()).dtype)
+        return self.adapter(self.resnet(images)).unflatten(0, (frames, regions))
+
+    def load_torchvision_weights(self, path: Path | str) -> None:
+        """Read ImageNet weights of the residual network from a local file that holds torchvision's state dict.
+
+        The classifier `fc.*` is left out; every other name and shape must fit. Raises ValueError naming the file and
+        what does not fit, FileNotFoundError where there is no file. Nothing is downloaded; no code in the file runs.
+        """
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"{path}: expected a state dict saved by torch.save, got a file unlike it ({error})"
+            ) from None
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise ValueError(
+                f"{path}: expected a state dict, names with tensors; save model.state_dict() of torchvision"
+            )
+        weights = {name: value for name, value in found.items() if not name.startswith("fc.")}
+        problems = state_dict_problems(weights, shapes_of(self.resnet))
+        if problems:
+            raise ValueError(
+                f"{path}: these weights do not fit the backbone: {'; '.join(problems)}; "
+                "give a file of the same depth or set the backbone's depth to the file's"
+            )
+        self.resnet.load_state_dict(weights)
+
+
+def initialise_backbone(backbone: Backbone, weights: Path | str | None) -> None:
+    """Load ImageNet weights in torchvision's format, or say plainly that there are none.
+
+    Without a file the weights stay as they were drawn, and a UserWarning tells so.
+    """
+    if weights is not None:
+        backbone.load_torchvision_weights(weights)
+        return
+    frozen = " and the backbone is frozen, so they stay random" if backbone.freeze else ""
+    warnings.warn(
+        f"training starts from random weights{frozen}: no file with ImageNet weights of the backbone is set",
+        stacklevel=2,
+    )
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter and buffer by name."""
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def state_dict_problems(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int | None, ...]]) -> list[str]:
+    """What keeps a state dict from being loaded, each problem with its name; empty where it fits exactly.
+
+    None in an expected shape stands for any length.
+    """
+    missing = [f"missing {name}" for name in expected if name not in found]
+    extra = [f"unexpected {name}" for name in found if name not in expected]
+    misshapen = [
+        f"{name}: expected shape {list(shape)}, got {list(found[name].shape)}"
+        for name, shape in expected.items()
+        if name in found and not _fits(tuple(found[name].shape), shape)
+    ]
+    return missing + extra + misshapen
+
+
+def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(found) == len(expected) and all(want in (None, got) for got, want in zip(found, expected, strict=True))
+
+
+def _to_images(
+    crops: Shaped[Tensor, "crop channel height width"], dtype: torch.dtype
+) -> Float[Tensor, "crop 3 height width"]:
+    images = crops.to(dtype) / 255 if crops.dtype == torch.uint8 else crops.to(dtype)
+    return images.expand(-1, 3, -1, -1)

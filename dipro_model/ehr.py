@@ -1,0 +1,92 @@
+"""From hourly records to tokens: one a step for the whole stay, and one a step seen from the interval of each pair."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dipro_model.attention import EncoderLayer, attend
+from dipro_model.vocabulary import EHR_VARIABLES
+
+
+class GlobalEhr(nn.Module):
+    """Tokens of all hours of a stay, each knowing of the others."""
+
+    def __init__(self, *, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Sequential(nn.Linear(len(EHR_VARIABLES), width), nn.LayerNorm(width), nn.Dropout(dropout))
+        self.token = nn.Parameter(torch.randn(1, width))
+        self.encoder = EncoderLayer(width=width, num_heads=num_heads, dropout=dropout)
+
+    def forward(
+        self, ehr: Float[Tensor, "stay step variable"], ehr_mask: Bool[Tensor, "stay step"]
+    ) -> Float[Tensor, "stay step width"]:
+        """Padded steps come out as finite numbers that mean nothing."""
+        embedded = self.embedding(ehr)
+        embedded = embedded + sinusoidal_positions(embedded.shape[1], embedded.shape[2], like=embedded)
+        # The learned token takes part as a key; its own output is not used further.
+        token = self.token.expand(len(ehr), 1, -1)
+        always = ehr_mask.new_ones(len(ehr), 1)
+        tokens, _ = self.encoder(
+            torch.cat([token, embedded], dim=1), torch.cat([always, ehr_mask], dim=1), need_weights=False
+        )
+        return tokens[:, 1:]
+
+
+class LocalEhr(nn.Module):
+    """Tokens of all hours as seen from the interval between the two radiographs of each pair."""
+
+    def __init__(self, *, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.time_embedding = nn.Sequential(nn.Linear(3, width // 2), nn.GELU(), nn.Linear(width // 2, width))
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "stay step width"],
+        hours: Float[Tensor, "stay step"],
+        intervals: Float[Tensor, "stay pair 2"],
+        inside: Bool[Tensor, "stay pair step"],
+    ) -> Float[Tensor, "stay pair step width"]:
+        """Every hour asks with its time relative to the interval; hours inside answer, those near its centre most.
+
+        An interval in which no hour lies gives zero.
+        """
+        since = hours[:, None] - intervals[..., :1]  # [stay, pair, step]
+        until = intervals[..., 1:] - hours[:, None]
+        times = torch.stack([since, until, torch.sigmoid(since * until)], dim=-1)
+        distance = (hours[:, None] - intervals.mean(dim=-1, keepdim=True)).abs()
+        keys = tokens[:, None].expand(-1, intervals.shape[1], -1, -1).flatten(0, 1)
+        answers, _ = attend(
+            self.attention,
+            self.time_embedding(times).flatten(0, 1),
+            keys,
+            keys,
+            allowed=inside.flatten(0, 1)[:, None],
+            bias=-distance.flatten(0, 1)[:, None],
+        )
+        return answers.unflatten(0, intervals.shape[:2])
+
+
+def hours_inside(
+    hours: Float[Tensor, "stay step"],
+    ehr_mask: Bool[Tensor, "stay step"],
+    intervals: Float[Tensor, "stay pair 2"],
+    pair_mask: Bool[Tensor, "stay pair"],
+) -> Bool[Tensor, "stay pair step"]:
+    """True where a real hour lies in the interval of a real pair, both ends included."""
+    times = hours[:, None]
+    inside = (intervals[..., :1] <= times) & (times <= intervals[..., 1:])
+    return inside & ehr_mask[:, None] & pair_mask[..., None]
+
+
+def sinusoidal_positions(steps: int, width: int, *, like: Float[Tensor, "..."]) -> Float[Tensor, "step width"]:
+    """Sine and cosine of position * 10000^(-2i / width), side by side (Vaswani et al., arXiv 1706.03762).
+
+    Computed in single precision whatever the type of the result, as in the published checkpoints.
+    """
+    position = torch.arange(steps, device=like.device, dtype=torch.float32)[:, None]
+    exponent = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
+    angle = position * torch.exp(exponent * (-math.log(10000.0) / width))
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(like.dtype)

@@ -1,0 +1,108 @@
+"""From region changes, hourly tokens and demographics to the class tokens that the prediction is read from."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dipro_model.attention import EncoderLayer, attend
+from dipro_model.vocabulary import DEMOGRAPHICS
+
+
+class LocalFusion(nn.Module):
+    """The regions of one pair look at themselves and at the hours of their interval."""
+
+    def __init__(self, *, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.region_proj = nn.Linear(width, 3 * width)
+        self.ehr_proj = nn.Linear(width, 2 * width)
+        self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        regions: Float[Tensor, "pair region width"],
+        local_ehr: Float[Tensor, "pair step width"],
+        step_mask: Bool[Tensor, "pair step"],
+    ) -> Float[Tensor, "pair region width"]:
+        query, region_key, region_value = self.region_proj(regions).chunk(3, dim=-1)
+        ehr_key, ehr_value = self.ehr_proj(local_ehr).chunk(2, dim=-1)
+        allowed = torch.cat([step_mask.new_ones(regions.shape[:2]), step_mask], dim=1)
+        mixed, _ = attend(
+            self.attn,
+            query,
+            torch.cat([region_key, ehr_key], dim=1),
+            torch.cat([region_value, ehr_value], dim=1),
+            allowed=allowed[:, None],
+        )
+        return self.norm(regions + mixed)
+
+
+class GlobalFusion(nn.Module):
+    """Hours look at all regions of the stay; then class tokens, regions and hours look at one another."""
+
+    def __init__(self, *, width: int, num_heads: int, dropout: float, num_outputs: int, num_layers: int) -> None:
+        super().__init__()
+        self.class_tokens = nn.Parameter(torch.randn(1, num_outputs, width))
+        self.region_attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.region_norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(
+            EncoderLayer(width=width, num_heads=num_heads, dropout=dropout) for _ in range(num_layers)
+        )
+
+    def forward(
+        self,
+        regions: Float[Tensor, "stay token width"],
+        region_mask: Bool[Tensor, "stay token"],
+        ehr: Float[Tensor, "stay step width"],
+        ehr_mask: Bool[Tensor, "stay step"],
+    ) -> tuple[Float[Tensor, "stay output width"], Float[Tensor, "stay output token"]]:
+        """Class tokens, and their attention to the region tokens as mean over heads and layers, without gradient."""
+        mixed, _ = attend(self.region_attention, ehr, regions, regions, allowed=region_mask[:, None])
+        ehr = self.region_norm(ehr + mixed)
+        outputs = self.class_tokens.shape[1]
+        tokens = torch.cat([self.class_tokens.expand(len(ehr), -1, -1), regions, ehr], dim=1)
+        mask = torch.cat([ehr_mask.new_ones(len(ehr), outputs), region_mask, ehr_mask], dim=1)
+        looks = []
+        for layer in self.layers:
+            tokens, weights = layer(tokens, mask, need_weights=True)
+            looks.append(weights[:, :outputs, outputs : outputs + regions.shape[1]].detach())
+        return tokens[:, :outputs], torch.stack(looks).mean(dim=0)
+
+
+class GroupEmbedding(nn.Module):
+    """Every feature as a mixture of a few learned group vectors: softmax(X W) G."""
+
+    def __init__(self, *, width: int, num_groups: int) -> None:
+        super().__init__()
+        self.assignment = nn.Parameter(nn.init.xavier_uniform_(torch.empty(width, num_groups)))
+        self.vectors = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_groups, width)))
+
+    def forward(self, features: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        return torch.softmax(features @ self.assignment, dim=-1) @ self.vectors
+
+
+class StaticFusion(nn.Module):
+    """Class tokens look at the stay's static features and demographics, both expressed in groups.
+
+    The published network lets regions and hours look as well, but nothing reads those tokens afterwards.
+    """
+
+    def __init__(self, *, width: int, num_heads: int, dropout: float, num_groups: int) -> None:
+        super().__init__()
+        self.demographics = nn.Sequential(nn.Linear(len(DEMOGRAPHICS), width), nn.ReLU(), nn.Dropout(dropout))
+        self.groups = GroupEmbedding(width=width, num_groups=num_groups)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        class_tokens: Float[Tensor, "stay output width"],
+        static: Float[Tensor, "stay token width"],
+        region_mask: Bool[Tensor, "stay token"],
+        demographics: Float[Tensor, "stay demographic"],
+    ) -> Float[Tensor, "stay output width"]:
+        described = self.demographics(demographics)[:, None]
+        keys = self.groups(torch.cat([static, described], dim=1))
+        allowed = torch.cat([region_mask, region_mask.new_ones(len(static), 1)], dim=1)
+        mixed, _ = attend(self.attention, class_tokens, keys, keys, allowed=allowed[:, None])
+        return self.norm(class_tokens + mixed)

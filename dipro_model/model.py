@@ -1,0 +1,113 @@
+"""The whole network: from a batch of stays to logits, auxiliary terms and attention over regions."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dipro_model.backbone import Backbone
+from dipro_model.batch import Batch
+from dipro_model.config import DiProConfig
+from dipro_model.disentangle import Disentangle, PairFeatures, place
+from dipro_model.ehr import GlobalEhr, LocalEhr, hours_inside
+from dipro_model.fusion import GlobalFusion, LocalFusion, StaticFusion
+from dipro_model.losses import dynamic_loss, orthogonal_loss, static_loss, temporal_loss
+from dipro_model.output import Output
+
+
+class DiPro(nn.Module):
+    """Disease progression from radiographs and hourly records of a stay (Liu et al., arXiv 2510.11112).
+
+    In evaluation mode a stay's result depends on that stay alone: not on its batch, on padding, or on the order of the
+    batch (up to rounding). In training mode batch statistics are taken over real frames and pairs.
+    """
+
+    def __init__(self, config: DiProConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads, dropout = config.width, config.num_heads, config.dropout
+        self.backbone = Backbone(config.backbone, width=width, dropout=dropout)
+        self.disentangle = Disentangle(width=width, dropout=dropout)
+        self.global_ehr = GlobalEhr(width=width, num_heads=heads, dropout=dropout)
+        self.local_ehr = LocalEhr(width=width, num_heads=heads)
+        self.local_fusion = nn.ModuleList(
+            LocalFusion(width=width, num_heads=heads) for _ in range(config.num_local_layers)
+        )
+        self.global_fusion = GlobalFusion(
+            width=width,
+            num_heads=heads,
+            dropout=dropout,
+            num_outputs=config.num_outputs,
+            num_layers=config.num_fusion_layers,
+        )
+        self.static_fusion = StaticFusion(width=width, num_heads=heads, dropout=dropout, num_groups=config.num_groups)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, config.num_classes))
+            for _ in range(config.num_outputs)
+        )
+
+    def forward(self, batch: Batch) -> Output:
+        pair_mask = batch.pair_mask
+        frames = self.backbone(batch.regions[batch.frame_mask])  # [real frame, region, width]
+        pairs = self.disentangle(place(frames, batch.frame_mask), pair_mask)
+        logits, attention = self._fuse(batch, pairs, pair_mask)
+        return Output(
+            logits=logits,
+            auxiliary=_auxiliary(batch, pairs, pair_mask),
+            region_logits=pairs.region_logits,
+            pair_mask=pair_mask,
+            region_attention=attention,
+        )
+
+    def _fuse(
+        self, batch: Batch, pairs: PairFeatures, pair_mask: Bool[Tensor, "stay pair"]
+    ) -> tuple[Float[Tensor, "stay output class"], Float[Tensor, "stay output pair region"]]:
+        dtype = self.global_ehr.token.dtype
+        ehr = _real_only(batch.ehr, batch.ehr_mask, dtype)
+        hours = _real_only(batch.ehr_hours, batch.ehr_mask, dtype)
+        intervals = _real_only(batch.intervals, pair_mask, dtype)
+        tokens = self.global_ehr(ehr, batch.ehr_mask)  # [stay, step, width]
+        regions = self._fuse_pairs(pairs.dynamic, tokens, hours, intervals, batch.ehr_mask, pair_mask)
+        region_mask = pair_mask.repeat_interleave(regions.shape[2], dim=1)  # [stay, pair * region]
+        classes, attention = self.global_fusion(regions.flatten(1, 2), region_mask, tokens, batch.ehr_mask)
+        classes = self.static_fusion(classes, pairs.static.flatten(1, 2), region_mask, batch.demographics.to(dtype))
+        logits = torch.stack([head(classes[:, output]) for output, head in enumerate(self.heads)], dim=1)
+        return logits, attention.unflatten(2, regions.shape[1:3])
+
+    def _fuse_pairs(
+        self,
+        dynamic: Float[Tensor, "stay pair region width"],
+        tokens: Float[Tensor, "stay step width"],
+        hours: Float[Tensor, "stay step"],
+        intervals: Float[Tensor, "stay pair 2"],
+        ehr_mask: Bool[Tensor, "stay step"],
+        pair_mask: Bool[Tensor, "stay pair"],
+    ) -> Float[Tensor, "stay pair region width"]:
+        if not self.local_fusion:
+            return dynamic
+        inside = hours_inside(hours, ehr_mask, intervals, pair_mask)
+        local = self.local_ehr(tokens, hours, intervals, inside).flatten(0, 1)  # [stay * pair, step, width]
+        # All hours of the stay asked about the interval, so all their answers count, unless no hour could answer.
+        answered = (ehr_mask[:, None] & inside.any(dim=-1, keepdim=True)).flatten(0, 1)
+        regions = dynamic.flatten(0, 1)
+        for layer in self.local_fusion:
+            regions = layer(regions, local, answered)
+        return regions.unflatten(0, dynamic.shape[:2])
+
+
+def _auxiliary(batch: Batch, pairs: PairFeatures, pair_mask: Bool[Tensor, "stay pair"]) -> dict[str, Float[Tensor, ""]]:
+    labels = batch.region_progression
+    return {
+        "orthogonal": orthogonal_loss(pairs.static, pairs.dynamic, pair_mask),
+        "temporal": temporal_loss(pairs.static, pair_mask),
+        "static": static_loss(pairs.static, pairs.reversed_static, pair_mask),
+        "dynamic": pairs.region_logits.new_zeros(())
+        if labels is None
+        else dynamic_loss(pairs.region_logits, labels, pair_mask),
+    }
+
+
+def _real_only(
+    values: Float[Tensor, "stay position *rest"], mask: Bool[Tensor, "stay position"], dtype: torch.dtype
+) -> Float[Tensor, "stay position *rest"]:
+    """Zero where masked, so that not even a NaN in padding can reach a product."""
+    return values.to(dtype).masked_fill(~mask.reshape(*mask.shape, *(1,) * (values.ndim - 2)), 0.0)
