@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dipro_model.backbone import initialise_backbone
+    from dipro_model.backbone import load_torchvision_weights
     from dipro_model.batch import Batch, Stay, collate
     from dipro_model.checkpoint import load_official_state_dict
     from dipro_model.config import BackboneConfig, DiProConfig, LossWeights
@@ -23,8 +23,8 @@ _HOME = {
     "Stay": "batch",
     "class_weights_from_counts": "losses",
     "collate": "batch",
-    "initialise_backbone": "backbone",
     "load_official_state_dict": "checkpoint",
+    "load_torchvision_weights": "backbone",
     "objective": "losses",
 }
 
@@ -39,8 +39,8 @@ __all__ = [
     "Stay",
     "class_weights_from_counts",
     "collate",
-    "initialise_backbone",
     "load_official_state_dict",
+    "load_torchvision_weights",
     "objective",
 ]
 

@@ -1,7 +1,6 @@
 """From crops of regions to one feature vector each: residual network, pooling, adapter."""
 
 import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -61,45 +60,36 @@ class Backbone(nn.Module):
         images = _to_images(crops.flatten(0, 1), next(self.adapter.parameters()).dtype)
         return self.adapter(self.resnet(images)).unflatten(0, (frames, regions))
 
-    def load_torchvision_weights(self, path: Path | str) -> None:
-        """Read ImageNet weights of the residual network from a local file that holds torchvision's state dict.
 
-        The classifier `fc.*` is left out; every other name and shape must fit. Raises ValueError naming the file and
-        what does not fit, FileNotFoundError where there is no file. Nothing is downloaded; no code in the file runs.
-        """
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{path}: expected a state dict saved by torch.save, got a file unlike it ({error})"
-            ) from None
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-            raise ValueError(
-                f"{path}: expected a state dict, names with tensors; save model.state_dict() of torchvision"
-            )
-        weights = {name: value for name, value in found.items() if not name.startswith("fc.")}
-        problems = state_dict_problems(weights, shapes_of(self.resnet))
-        if problems:
-            raise ValueError(
-                f"{path}: these weights do not fit the backbone: {'; '.join(problems)}; "
-                "give a file of the same depth or set the backbone's depth to the file's"
-            )
-        self.resnet.load_state_dict(weights)
+def load_torchvision_weights(backbone: Backbone, path: Path | str) -> None:
+    """Read ImageNet weights of the residual network from a local file that holds torchvision's state dict.
 
-
-def initialise_backbone(backbone: Backbone, weights: Path | str | None) -> None:
-    """Load ImageNet weights in torchvision's format, or say plainly that there are none.
-
-    Without a file the weights stay as they were drawn, and a UserWarning tells so.
+    The classifier `fc.*` is left out; every other name and shape must fit. Nothing is downloaded; no code in the file
+    runs. Raises ValueError naming the file and everything that does not fit.
     """
-    if weights is not None:
-        backbone.load_torchvision_weights(weights)
-        return
-    frozen = " and the backbone is frozen, so they stay random" if backbone.freeze else ""
-    warnings.warn(
-        f"training starts from random weights{frozen}: no file with ImageNet weights of the backbone is set",
-        stacklevel=2,
-    )
+    weights = {name: value for name, value in _read_state_dict(Path(path)).items() if not name.startswith("fc.")}
+    problems = state_dict_problems(weights, shapes_of(backbone.resnet))
+    if problems:
+        raise ValueError(
+            f"{path}: these weights do not fit the backbone: {list_problems(problems)}; "
+            "give a file of the same depth, or set the backbone's depth to the file's"
+        )
+    backbone.resnet.load_state_dict(weights)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file with weights in torchvision's format, found none; check the path")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}: expected a state dict written by torch.save, got something else ({reason})"
+        ) from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"{path}: expected a state dict, names with tensors; save torchvision's model.state_dict()")
+    return found
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -120,6 +110,12 @@ def state_dict_problems(found: Mapping[str, Tensor], expected: Mapping[str, tupl
         if name in found and not _fits(tuple(found[name].shape), shape)
     ]
     return missing + extra + misshapen
+
+
+def list_problems(problems: list[str], *, shown: int = 20) -> str:
+    """The problems as one text, cut after the first `shown`."""
+    rest = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + rest
 
 
 def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

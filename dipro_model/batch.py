@@ -86,6 +86,11 @@ class Batch:
             )
         stays, frames = self.regions.shape[:2]
         steps = self.ehr.shape[1] if self.ehr.ndim == 3 else 0
+        if steps < 1:
+            raise ValueError(
+                "ehr: expected [stay, step, variable] with one step or more (masked where no hour is recorded), "
+                f"got shape {list(self.ehr.shape)}"
+            )
         _require_shapes(self, axes=(stays,), frames=frames, steps=steps)
         for name, expected in (("frame_mask", (stays, frames)), ("ehr_mask", (stays, steps))):
             mask = getattr(self, name)
@@ -115,8 +120,9 @@ class Batch:
 
 
 def collate(stays: Sequence[Stay]) -> Batch:
-    """Pad stays with zeros to the most frames and hours among them, and write down in the masks what is real.
+    """Pad stays to the most frames and hours among them, and write down in the masks what is real.
 
+    A batch has at least one step: stays without any hour get a masked one.
     Raises ValueError where the stays differ in the size, channels or type of their crops, or where only some of
     them are labelled.
     """
@@ -125,36 +131,40 @@ def collate(stays: Sequence[Stay]) -> Batch:
     crops = {(tuple(stay.regions.shape[1:]), stay.regions.dtype) for stay in stays}
     if len(crops) > 1:
         raise ValueError(f"regions: expected crops of one shape and type in a batch, got {sorted(map(str, crops))}")
+    num_frames = [stay.regions.shape[0] for stay in stays]
+    num_steps = [stay.ehr.shape[0] for stay in stays]
+    frames, steps = max(num_frames), max(1, *num_steps)
+    labels = _all_or_none("label", [stay.label for stay in stays])
+    progressions = _all_or_none("region_progression", [stay.region_progression for stay in stays])
     return Batch(
-        regions=_pad([stay.regions for stay in stays]),
-        frame_mask=_real([stay.regions.shape[0] for stay in stays]),
-        ehr=_pad([stay.ehr for stay in stays]),
-        ehr_mask=_real([stay.ehr.shape[0] for stay in stays]),
-        ehr_hours=_pad([stay.ehr_hours for stay in stays]),
-        intervals=_pad([stay.intervals for stay in stays]),
+        regions=_pad([stay.regions for stay in stays], length=frames),
+        frame_mask=_real(num_frames, length=frames),
+        ehr=_pad([stay.ehr for stay in stays], length=steps),
+        ehr_mask=_real(num_steps, length=steps),
+        ehr_hours=_pad([stay.ehr_hours for stay in stays], length=steps),
+        intervals=_pad([stay.intervals for stay in stays], length=frames - 1),
         demographics=torch.stack([stay.demographics for stay in stays]),
-        label=_all_or_none("label", [stay.label for stay in stays], fill=0),
-        region_progression=_all_or_none(
-            "region_progression", [stay.region_progression for stay in stays], fill=NOT_MENTIONED
-        ),
+        label=torch.stack(labels) if labels else None,
+        region_progression=_pad(progressions, length=frames - 1, fill=NOT_MENTIONED) if progressions else None,
     )
 
 
-def _pad(tensors: Sequence[Tensor], fill: int = 0) -> Tensor:
-    if len({tensor.shape for tensor in tensors}) == 1:
-        return torch.stack(list(tensors))
-    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=fill)
+def _pad(tensors: Sequence[Tensor], *, length: int, fill: int = 0) -> Tensor:
+    padded = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), fill)
+    for row, tensor in zip(padded, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    return padded
 
 
-def _real(lengths: Sequence[int]) -> Bool[Tensor, "stay position"]:
-    return torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+def _real(lengths: Sequence[int], *, length: int) -> Bool[Tensor, "stay position"]:
+    return torch.arange(length)[None, :] < torch.tensor(lengths)[:, None]
 
 
-def _all_or_none(name: str, tensors: Sequence[Tensor | None], *, fill: int) -> Tensor | None:
+def _all_or_none(name: str, tensors: Sequence[Tensor | None]) -> list[Tensor]:
     given = [tensor for tensor in tensors if tensor is not None]
     if given and len(given) < len(tensors):
         raise ValueError(f"{name}: expected it for all {len(tensors)} stays of a batch or for none, got {len(given)}")
-    return _pad(given, fill) if given else None
+    return given
 
 
 def _require_shapes(holder: Stay | Batch, *, axes: tuple[int, ...], frames: int, steps: int) -> None:

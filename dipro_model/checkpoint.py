@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dipro_model.backbone import state_dict_problems
+from dipro_model.backbone import list_problems, shapes_of, state_dict_problems
 from dipro_model.config import DiProConfig
 from dipro_model.model import DiPro
 from dipro_model.vocabulary import REGIONS, Task
@@ -61,21 +61,23 @@ def unused_official_shapes(config: DiProConfig) -> dict[str, tuple[int | None, .
     return unused
 
 
+def official_problems(state_dict: Mapping[str, Tensor], model: DiPro) -> list[str]:
+    """What keeps a published state dict from being loaded into this model, by published name; empty where it fits."""
+    ours = {official_name(name): shape for name, shape in shapes_of(model).items()}
+    return state_dict_problems(state_dict, ours | unused_official_shapes(model.config))
+
+
 def load_official_state_dict(state_dict: Mapping[str, Tensor], task: Task | str) -> DiPro:
     """The model of a released checkpoint (its tensors lie under the key `state_dict`), in evaluation mode.
 
     Raises ValueError that names every missing, unexpected or misshapen tensor; nothing is loaded in part.
     """
-    config = DiProConfig.published(task)
-    model = DiPro(config)
-    ours = {official_name(name): name for name in model.state_dict()}
-    expected = {official_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
-    problems = state_dict_problems(state_dict, expected | unused_official_shapes(config))
+    model = DiPro(DiProConfig.published(task))
+    problems = official_problems(state_dict, model)
     if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise ValueError(
-            f"published checkpoint for {config.task}: {len(problems)} tensors do not fit: {shown}; "
-            "check that the checkpoint is of this task and whole"
+            f"published checkpoint for {model.config.task}: {len(problems)} tensors do not fit: "
+            f"{list_problems(problems)}; check that the checkpoint is whole and of this task"
         )
-    model.load_state_dict({name: state_dict[theirs] for theirs, name in ours.items()})
+    model.load_state_dict({name: state_dict[official_name(name)] for name in model.state_dict()})
     return model.eval()

@@ -36,9 +36,6 @@ class BackboneConfig:
         """Length of the pooled feature vector: 2048 behind bottlenecks, 512 behind basic blocks."""
         return 2048 if self.depth == 50 else 512
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
