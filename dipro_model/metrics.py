@@ -1,0 +1,253 @@
+"""How good predictions are: the published metrics of each task, and their intervals over patients.
+
+A metric that the samples leave undefined (no label, one class only) has no value and says why; it is never 0.
+Definitions follow the published evaluation, so that numbers can be put beside the published ones:
+
+mortality            auroc; auprc = average precision
+length_of_stay       kappa = Cohen's, without weights; accuracy
+disease_progression  precision, recall, f1 = macro means over the three classes; auroc = mean of the three
+                     one-versus-rest areas; auprc = mean of the three areas under straight lines between the points
+                     of the precision-recall curve (the trapezoid, not the average precision). Each of a disease
+                     (`f1/atelectasis`) and its mean over the diseases (`f1`). Labels 3, not mentioned, take no part.
+
+Where a class has no sample, the means over classes run over the others: its recall and areas do not exist.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dipro_model import weighted
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, TASK_CLASSES, Task
+
+METRICS: dict[Task, tuple[str, ...]] = {
+    Task.DISEASE_PROGRESSION: ("f1", "precision", "recall", "auroc", "auprc"),
+    Task.MORTALITY: ("auroc", "auprc"),
+    Task.LENGTH_OF_STAY: ("kappa", "accuracy"),
+}
+"""The metrics of each task, the ones over all diseases for progression."""
+
+MONITOR: dict[Task, str] = {
+    Task.DISEASE_PROGRESSION: "f1",
+    Task.MORTALITY: "auprc",
+    Task.LENGTH_OF_STAY: "accuracy",
+}
+"""The validation metric by which a model is chosen; of all of them more is better."""
+
+_BLOCK_CELLS = 4_000_000
+"""Weights held at a time, resamples x samples: 32 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric of one set of samples."""
+
+    value: float | None
+    """None where the samples leave it undefined."""
+    reason: str | None
+    """Why there is no value; beside a value, what it leaves out, such as diseases without a value of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A bootstrap interval of one metric, over patients."""
+
+    low: float | None
+    high: float | None
+    """None, both, where too few resamples define the metric."""
+    num_resamples: int
+    num_undefined: int
+    """Resamples that left the metric undefined; the interval is that of the others."""
+    reason: str | None
+    """Why there is no interval."""
+
+
+def metric_names(task: Task) -> tuple[str, ...]:
+    """Every key that `score` returns for a task, the means over diseases first."""
+    if task is not Task.DISEASE_PROGRESSION:
+        return METRICS[task]
+    return METRICS[task] + tuple(f"{name}/{disease}" for name in METRICS[task] for disease in DISEASES)
+
+
+def output_shape(task: Task) -> tuple[int, int]:
+    """Number of outputs and of probabilities of each: mortality has one, the probability of death."""
+    if task is Task.MORTALITY:
+        return 1, 1
+    return (len(DISEASES) if task is Task.DISEASE_PROGRESSION else 1), len(TASK_CLASSES[task])
+
+
+def score(
+    task: Task,
+    labels: Int[np.ndarray, " sample"] | Int[np.ndarray, "sample disease"],
+    probabilities: Float[np.ndarray, "sample output class"],
+) -> dict[str, Metric]:
+    """Every metric of a task: the keys of `metric_names(task)`.
+
+    labels: [sample] in the order of TASK_CLASSES, or [sample, 7] with 3 for not mentioned (progression).
+    probabilities: [sample, 1, 1] of death; [sample, 1, 4]; [sample, 7, 3]. The predicted class is the likeliest one.
+
+    Raises ValueError for shapes, labels or probabilities that cannot be.
+    """
+    _check(task, labels, probabilities)
+    names = metric_names(task)
+    values = _values(task, labels, probabilities, np.ones((1, len(labels))), names)
+    return {name: _metric(task, name, values, labels) for name in names}
+
+
+def bootstrap(
+    task: Task,
+    labels: Int[np.ndarray, " sample"] | Int[np.ndarray, "sample disease"],
+    probabilities: Float[np.ndarray, "sample output class"],
+    patients: np.ndarray,
+    *,
+    metrics: Sequence[str],
+    num_resamples: int = 1000,
+    seed: int,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile intervals of the named metrics, drawing patients with replacement (Efron and Tibshirani 1993, 13.3).
+
+    patients: [sample], who each sample belongs to; all samples of a patient are drawn together, since they are not
+    independent of each other. The same patients, seed and number of resamples give the same draws, whatever the
+    model, so that models can be compared draw by draw.
+    Limit: percentile intervals are somewhat too short for few patients or few positives. A metric that more than
+    half of the resamples leave undefined has no interval.
+
+    Raises ValueError for what `score` refuses, an unknown metric, or settings that make no sense.
+    """
+    _check(task, labels, probabilities)
+    _check_bootstrap(task, labels, patients, metrics, num_resamples, level)
+    identities, patient = np.unique(patients, return_inverse=True)
+    if len(identities) < 2:
+        reason = f"an interval needs at least two patients, found {len(identities)}"
+        undefined = Interval(low=None, high=None, num_resamples=0, num_undefined=0, reason=reason)
+        return dict.fromkeys(metrics, undefined)
+    blocks = [
+        _values(task, labels, probabilities, draws[:, patient].astype(np.float64), metrics)
+        for draws in _draws(len(identities), len(labels), num_resamples, seed)
+    ]
+    return {name: _interval(np.concatenate([block[name] for block in blocks]), level) for name in metrics}
+
+
+def _draws(num_patients: int, num_samples: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each patient was drawn, int [resample, patient], in blocks that bound the memory."""
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK_CELLS // num_samples)
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        yield generator.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=size)
+
+
+def _interval(values: weighted.Values, level: float) -> Interval:
+    defined = values[~np.isnan(values)]
+    num_undefined = len(values) - len(defined)
+    if 2 * num_undefined > len(values):
+        reason = f"{num_undefined} of {len(values)} resamples leave the metric undefined"
+        return Interval(low=None, high=None, num_resamples=len(values), num_undefined=num_undefined, reason=reason)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(
+        low=float(low), high=float(high), num_resamples=len(values), num_undefined=num_undefined, reason=None
+    )
+
+
+def _values(
+    task: Task, labels: np.ndarray, probabilities: np.ndarray, weights: weighted.Weights, names: Sequence[str]
+) -> dict[str, weighted.Values]:
+    """The named metrics, and for a mean over diseases those of every disease, [resample] each, NaN if undefined."""
+    labels, probabilities = labels.astype(np.int64), probabilities.astype(np.float64)
+    if task is Task.MORTALITY:
+        functions = {"auroc": weighted.auroc, "auprc": weighted.average_precision}
+        return {
+            name: _area(functions[name], labels == 1, probabilities[:, 0, 0], weights) for name in dict.fromkeys(names)
+        }
+    if task is Task.LENGTH_OF_STAY:
+        return {name: _of_classes(name, labels, probabilities[:, 0], weights) for name in dict.fromkeys(names)}
+    values: dict[str, weighted.Values] = {}
+    for name in dict.fromkeys(names):
+        family, _, disease = name.partition("/")
+        for k, each in enumerate(DISEASES):
+            if disease in ("", each) and f"{family}/{each}" not in values:
+                known = labels[:, k] != NOT_MENTIONED
+                values[f"{family}/{each}"] = _of_classes(
+                    family, labels[known, k], probabilities[known, k], weights[:, known]
+                )
+        if not disease:
+            values[family] = weighted.mean_of_defined(np.stack([values[f"{family}/{each}"] for each in DISEASES]))
+    return values
+
+
+def _of_classes(
+    family: str, labels: np.ndarray, probabilities: Float[np.ndarray, "sample class"], weights: weighted.Weights
+) -> weighted.Values:
+    """One metric of one output with several classes."""
+    num_classes = probabilities.shape[1]
+    areas = {"auroc": weighted.auroc, "auprc": weighted.trapezoid_precision_recall}
+    if family in areas:
+        per_class = [_area(areas[family], labels == c, probabilities[:, c], weights) for c in range(num_classes)]
+        return weighted.mean_of_defined(np.stack(per_class))
+    functions = {
+        "kappa": weighted.kappa,
+        "accuracy": weighted.accuracy,
+        "precision": weighted.macro_precision,
+        "recall": weighted.macro_recall,
+        "f1": weighted.macro_f1,
+    }
+    return functions[family](weighted.confusion(labels, probabilities.argmax(axis=1), num_classes, weights))
+
+
+def _area(
+    function: Callable[..., weighted.Values], positive: np.ndarray, scores: np.ndarray, weights: weighted.Weights
+) -> weighted.Values:
+    if not len(positive):
+        return np.full(len(weights), np.nan)
+    return function(positive, scores, weights)
+
+
+def _metric(task: Task, name: str, values: dict[str, weighted.Values], labels: np.ndarray) -> Metric:
+    value = None if np.isnan(values[name][0]) else float(values[name][0])
+    if task is Task.DISEASE_PROGRESSION and "/" not in name:
+        missing = [disease for disease in DISEASES if np.isnan(values[f"{name}/{disease}"][0])]
+        if value is None:
+            return Metric(value=None, reason="no disease has labels of at least two classes")
+        return Metric(value=value, reason=f"mean without {', '.join(missing)}: undefined there" if missing else None)
+    if value is not None:
+        return Metric(value=value, reason=None)
+    own = labels[:, DISEASES.index(name.partition("/")[2])] if "/" in name else labels
+    if not (own != NOT_MENTIONED).any() if "/" in name else not len(own):
+        return Metric(value=None, reason="no sample has a label")
+    return Metric(value=None, reason="needs labels of at least two classes, found one class only")
+
+
+def _check(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    num_outputs, num_classes = output_shape(task)
+    expected = (len(probabilities), len(DISEASES)) if task is Task.DISEASE_PROGRESSION else (len(probabilities),)
+    if probabilities.shape[1:] != (num_outputs, num_classes) or labels.shape != expected:
+        raise ValueError(
+            f"{task}: expected probabilities [sample, {num_outputs}, {num_classes}] and labels "
+            f"[{', '.join(['sample', *map(str, expected[1:])])}], "
+            f"found {list(probabilities.shape)} and {list(labels.shape)}"
+        )
+    highest = NOT_MENTIONED if task is Task.DISEASE_PROGRESSION else len(TASK_CLASSES[task]) - 1
+    if not np.issubdtype(labels.dtype, np.integer) or ((labels < 0) | (labels > highest)).any():
+        raise ValueError(f"{task}: expected whole-number labels in 0..{highest}, found others; check the labels")
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError(
+            f"{task}: expected probabilities in [0, 1], found others (NaN is one of them); "
+            "the model has diverged, or its logits were not turned into probabilities"
+        )
+
+
+def _check_bootstrap(
+    task: Task, labels: np.ndarray, patients: np.ndarray, metrics: Sequence[str], num_resamples: int, level: float
+) -> None:
+    if patients.shape != labels.shape[:1]:
+        raise ValueError(f"expected one patient a sample, {len(labels)}, found {list(patients.shape)}")
+    unknown = sorted(set(metrics) - set(metric_names(task)))
+    if unknown:
+        raise ValueError(f"{task} has no metric {', '.join(unknown)}; it has {', '.join(metric_names(task))}")
+    if num_resamples < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"expected at least one resample and a level between 0 and 1, found {num_resamples} and {level}"
+        )
