@@ -154,8 +154,8 @@ def _drop_unusual_stays(
 
 def _limit_number(placed: pd.DataFrame, rules: ImageRules, rejections: Rejections) -> pd.DataFrame:
     number = placed["stay_id"].value_counts()
-    few = placed["stay_id"].isin(number.index[number < rules.min_images].tolist())
-    many = placed["stay_id"].isin(number.index[number > rules.max_images].tolist())
+    few = placed["stay_id"].isin(number.loc[number < rules.min_images].index)
+    many = placed["stay_id"].isin(number.loc[number > rules.max_images].index)
     _exclude_stays(placed.loc[few, "stay_id"], f"stay with fewer than {rules.min_images} images", rejections)
     _exclude_stays(placed.loc[many, "stay_id"], f"stay with more than {rules.max_images} images", rejections)
     return placed.loc[~few & ~many]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from client.cohort import Windows
 from client.prepare.rejections import Rejections
 
 WHERE = "samples"
@@ -13,14 +14,33 @@ WHERE = "samples"
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRules:
-    """Which stays a model predicts mortality and length of stay for."""
+    """Which stays a model predicts mortality and length of stay for, and what it sees of a stay or of a pair.
 
-    window_hours: float = 48.0
-    """The model sees what happened before this hour after ICU admission; only images before it count."""
+    Row h of the hourly EHR holds what was charted in [h, h + 1) hours after ICU admission.
+    """
+
+    stay_image_hours: float = 48.0
+    """A model of a whole stay sees the images taken before this hour."""
+    stay_hours: int = 48
+    """It sees this many rows of the hourly EHR, from row 0 on."""
     min_images: int = 2
-    """A stay is a sample where it has at least this many kept images in the window."""
+    """A stay is a sample where it has at least this many kept images before `stay_image_hours`."""
+    pair_hours_before: float = 1.0
+    """A model of a pair sees the rows h of the hourly EHR from the hour of the first image minus this ..."""
+    pair_hours_after: float = 0.0
+    """... to the hour of the second image plus this. With 0, nothing later than one hour after that image enters."""
     length_of_stay_days: tuple[float, ...] = (2.0, 3.0, 4.0, 6.0, float("inf"))
     """Edges of the classes of length of stay: class i holds [edge i, edge i + 1). Other stays have no label."""
+
+    @property
+    def windows(self) -> Windows:
+        """What a cohort's manifest says about the samples."""
+        return Windows(
+            stay_hours=self.stay_hours,
+            stay_image_hours=self.stay_image_hours,
+            pair_hours_before=self.pair_hours_before,
+            pair_hours_after=self.pair_hours_after,
+        )
 
 
 def build_samples(
@@ -30,10 +50,10 @@ def build_samples(
 
     `stays` needs stay_id, los_days, mortality_inhospital and split; `images` are the kept images (stay_id, hours).
     """
-    seen = images.loc[images["hours"] < rules.window_hours, "stay_id"].value_counts()
+    seen = images.loc[images["hours"] < rules.stay_image_hours, "stay_id"].value_counts()
     enough = seen.index[seen >= rules.min_images]
     few = images.loc[~images["stay_id"].isin(enough), "stay_id"].drop_duplicates()
-    reason = f"stay with fewer than {rules.min_images} images in {rules.window_hours:g} h"
+    reason = f"stay with fewer than {rules.min_images} images in {rules.stay_image_hours:g} h"
     rejections.exclude(reason, len(few), where=WHERE, examples=_names(few))
     sampled = stays.loc[stays["stay_id"].isin(enough)].sort_values("stay_id")
     lengths = length_of_stay_classes(sampled["los_days"], rules)
