@@ -4,6 +4,11 @@ import sys
 
 import typer
 
+from dipro_fed.inspect import inspect
+from dipro_fed.simulate import simulate
+from dipro_fed.synthesize import synthesize
+from dipro_fed.train import train
+
 app = typer.Typer(
     name="dipro-fed",
     help="Prepare hospital records, train DiPro on them, centralized or federated, and compare.",
@@ -19,6 +24,12 @@ def main(
     traceback: bool = typer.Option(False, "--traceback", help="Show where in the code an error arose."),
 ) -> None:
     context.obj = {"traceback": traceback}
+
+
+app.command()(synthesize)
+app.command()(train)
+app.command()(simulate)
+app.command()(inspect)
 
 
 def run() -> None:
