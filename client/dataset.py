@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class SampleSet(Dataset[Stay]):
         site, stay = self.sites[sample.site], sample.stay
         hours = stay.image_hours[sample.frames]
         dicoms = stay.dicom_ids[sample.frames]
-        regions = [site.region_progression.get(pair, not_mentioned()) for pair in zip(dicoms, dicoms[1:], strict=False)]
+        regions = [site.region_progression.get(pair, not_mentioned()) for pair in pairwise(dicoms)]
         whole_stay = self.task is not Task.DISEASE_PROGRESSION
         return Stay(
             regions=site.crops(stay.image_rows[sample.frames]),

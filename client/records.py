@@ -1,5 +1,6 @@
 """A site's records in memory, stay by stay: what a sample of any task is cut from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from client.cohort import REGION_PIXELS, Cohort, CohortError, Windows, open_cohort
 from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS
+from federation.run_folder import POOLED
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+"""Names of sites become names of files and of records."""
 
 _IMAGES_AT_ONCE = 64
 """Images that are downsampled together; bounds the memory of it to about 130 MB."""
@@ -24,6 +29,13 @@ class SiteSpec:
     cohort: Path
     subjects: tuple[int, ...] | None = None
     """Patients of the cohort that belong to the site; None means all of them."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name == POOLED:
+            raise ValueError(
+                f"{self.name!r} cannot be a site's name: expected letters, digits, space, dot, dash or underscore, at "
+                f"most 64, and not `{POOLED}`; rename the site or its cohort's folder"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +72,7 @@ class SiteRecords:
                 f"site {spec.name}: none of its stays in {spec.cohort} has a kept radiograph; "
                 f"read {cohort.path / 'report.json'} for what was rejected and why"
             )
-        members = cohort.pairs.stay_id.isin(self.stays)
-        self.pairs: pd.DataFrame = cohort.pairs[members].reset_index(drop=True)
+        self.pairs: pd.DataFrame = cohort.pairs.loc[cohort.pairs.stay_id.isin(self.stays)].reset_index(drop=True)
         self.region_progression: dict[tuple[str, str], np.ndarray] = _region_progression(self.pairs)
         self.labels: dict[str, dict[int, int]] = {
             "mortality": _labels(cohort.samples_mortality, self.stays),
@@ -95,10 +106,11 @@ def _stays(cohort: Cohort, subjects: tuple[int, ...] | None) -> list[StayRecord]
     stays = cohort.stays if subjects is None else cohort.stays[cohort.stays.subject_id.isin(subjects)]
     images = cohort.images.assign(row=np.arange(len(cohort.images))).sort_values(["stay_id", "hours"])
     images_of = dict(iter(images[images.stay_id.isin(stays.stay_id)].groupby("stay_id")))
-    hourly = cohort.ehr_hourly[cohort.ehr_hourly.stay_id.isin(images_of.keys())].sort_values(["stay_id", "hour"])
+    hourly = cohort.ehr_hourly.loc[cohort.ehr_hourly.stay_id.isin(images_of.keys())].sort_values(["stay_id", "hour"])
     hourly_of = dict(iter(hourly.groupby("stay_id")))
     demographics = cohort.demographics.set_index("stay_id")[list(DEMOGRAPHICS)]
     records = []
+    # Tables give read-only arrays, which tensors must not share: hence the copies.
     for stay_id, subject_id, split in zip(stays.stay_id, stays.subject_id, stays.split, strict=True):
         if stay_id not in images_of:
             continue
@@ -113,12 +125,12 @@ def _stays(cohort: Cohort, subjects: tuple[int, ...] | None) -> list[StayRecord]
                 stay_id=int(stay_id),
                 subject_id=int(subject_id),
                 split=str(split),
-                image_rows=frames.row.to_numpy(np.int64),
-                image_hours=frames.hours.to_numpy(np.float32),
+                image_rows=frames.row.to_numpy(np.int64, copy=True),
+                image_hours=frames.hours.to_numpy(np.float32, copy=True),
                 dicom_ids=tuple(frames.dicom_id),
-                ehr=steps[list(EHR_VARIABLES)].to_numpy(np.float32),
-                ehr_hours=steps.hour.to_numpy(np.float32),
-                demographics=demographics.loc[stay_id].to_numpy(np.float32),
+                ehr=steps[list(EHR_VARIABLES)].to_numpy(np.float32, copy=True),
+                ehr_hours=steps.hour.to_numpy(np.float32, copy=True),
+                demographics=demographics.loc[stay_id].to_numpy(np.float32, copy=True),
             )
         )
     return records

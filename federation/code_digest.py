@@ -13,8 +13,8 @@ PACKAGES = ("dipro_model", "federation", "client", "server")
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over the names and contents of the packages' Python files, beside this one's package."""
+    """SHA-256 over the names and contents of the packages' Python files, those that Flower's bundle carries."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+    for path in sorted(path for package in PACKAGES for path in (root / package).glob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -11,6 +11,9 @@ from typing import cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from dipro_model.vocabulary import SPLITS
+from federation.results import SplitResult
+
 JOIN, TRAIN, EVALUATE = "query", "train", "evaluate"
 """Flower's message types that the three exchanges travel as."""
 
@@ -33,10 +36,20 @@ class Instruction:
     code_digest: str
     layout_digest: str
     weights: np.ndarray
+    splits: tuple[str, ...] = ()
+    """Splits to evaluate."""
+    final: bool = False
+    """Whether this evaluates the model that the run ends with."""
 
     def record(self) -> RecordDict:
         config = ConfigRecord(
-            {"round": self.server_round, "code-digest": self.code_digest, "layout-digest": self.layout_digest}
+            {
+                "round": self.server_round,
+                "code-digest": self.code_digest,
+                "layout-digest": self.layout_digest,
+                "splits": list(self.splits),
+                "final": self.final,
+            }
         )
         return RecordDict({ARRAYS: _pack(self.weights), CONFIG: config})
 
@@ -48,6 +61,8 @@ class Instruction:
             code_digest=cast(str, config["code-digest"]),
             layout_digest=cast(str, config["layout-digest"]),
             weights=_unpack(message.content.array_records[ARRAYS]),
+            splits=tuple(cast(list[str], config["splits"])),
+            final=cast(bool, config["final"]),
         )
 
 
@@ -79,6 +94,10 @@ class TrainReply:
     seconds: float
     """Time of the local work."""
 
+    def result(self) -> SplitResult:
+        """What this says of the training split."""
+        return SplitResult(num_samples=self.num_samples, losses=self.losses, metrics={})
+
     def record(self) -> RecordDict:
         metrics = {WEIGHT_KEY: self.num_samples, "seconds": self.seconds}
         metrics |= {f"loss/{name}": value for name, value in self.losses.items()}
@@ -96,15 +115,6 @@ class TrainReply:
             losses={key.removeprefix("loss/"): value for key, value in metrics.items() if key.startswith("loss/")},
             seconds=metrics["seconds"],
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitResult:
-    """Losses and metrics of a model on one split of one site; a metric that is undefined is None."""
-
-    num_samples: int
-    losses: Mapping[str, float]
-    metrics: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +145,8 @@ class EvaluateReply:
         values: dict[str, float | None] = dict(_metrics(message))
         undefined = message.content.config_records[CONFIG]["undefined"]
         values |= dict.fromkeys(cast(list[str], undefined))
-        splits = sorted({key.split("|")[0] for key in values if "|" in key})
+        present = {key.split("|")[0] for key in values if "|" in key}
+        splits = [split for split in SPLITS if split in present]
         return cls(
             site=_site(message),
             splits={split: _split_result(split, values) for split in splits},

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dipro_model import BackboneConfig, DiProConfig
 from dipro_model.vocabulary import Task
 
+_T = TypeVar("_T", bound=BaseModel)
 Published = Literal["published"]
 Scalar = bool | int | float | str
 
@@ -125,6 +126,15 @@ class RunSettings(_Settings):
     federation: FederationSettings = FederationSettings()
 
 
+class RunFiles(_Settings):
+    """Where a Flower app finds and leaves its files; the same keys in every run config, empty where unused."""
+
+    folder: str = ""
+    """Folder of the run at the server, for checkpoints, history and run.json."""
+    sites: str = ""
+    """Simulation only: the JSON file that says which patients each simulated site has."""
+
+
 class SettingsError(ValueError):
     """Settings that cannot be used; names each key, what was expected and what came."""
 
@@ -140,13 +150,13 @@ def load_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
         if not found:
             raise SettingsError(f"expected KEY=VALUE such as training.epochs=5, found {override!r}")
         _put(tree, key.strip(), _scalar(text))
-    return _validated(tree, str(path) if path is not None else "settings")
+    return _validated(RunSettings, tree, str(path) if path is not None else "settings")
 
 
-def to_run_config(settings: RunSettings) -> dict[str, Scalar]:
+def to_run_config(settings: RunSettings, files: RunFiles) -> dict[str, Scalar]:
     """Flat scalars "section.key", the form of Flower's run config."""
     flat: dict[str, Scalar] = {}
-    for key, value in settings.model_dump(mode="json").items():
+    for key, value in {**settings.model_dump(mode="json"), "files": files.model_dump()}.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{name}": item for name, item in value.items()}
         else:
@@ -154,12 +164,13 @@ def to_run_config(settings: RunSettings) -> dict[str, Scalar]:
     return flat
 
 
-def from_run_config(run_config: Mapping[str, Scalar]) -> RunSettings:
-    """The settings in Flower's run config; keys of other sections than ours are an error."""
+def from_run_config(run_config: Mapping[str, Scalar]) -> tuple[RunSettings, RunFiles]:
+    """The settings and file locations in Flower's run config; any other key is an error."""
     tree: dict[str, Any] = {}
     for key, value in run_config.items():
         _put(tree, key, value)
-    return _validated(tree, "run config")
+    files = tree.pop("files", {})
+    return _validated(RunSettings, tree, "run config"), _validated(RunFiles, files, "run config, files")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -192,9 +203,9 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _validated(tree: dict[str, Any], source: str) -> RunSettings:
+def _validated(model: type[_T], tree: dict[str, Any], source: str) -> _T:
     try:
-        return RunSettings.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(_explain(error, source)) from None
 

@@ -1,0 +1,96 @@
+"""The hospital's Flower app: opens the site's own cohort and answers join, train and evaluate."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.records import SiteRecords, SiteSpec
+from client.site import Site
+from client.training import choose_device
+from dipro_model import DiPro
+from federation.code_digest import code_digest
+from federation.messages import Instruction, MessageError
+from federation.settings import RunFiles, RunSettings, SettingsError, from_run_config
+from federation.weights import layout_digest
+
+app = ClientApp()
+
+
+@app.query()
+def join(message: Message, context: Context) -> Message:
+    _check_code(Instruction.parse(message))
+    return Message(_site(context).join().record(), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    instruction, site = Instruction.parse(message), _site(context)
+    model = _model(instruction, site.settings)
+    reply = site.train(model, instruction.weights, instruction.server_round)
+    return Message(reply.record(), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    instruction, site = Instruction.parse(message), _site(context)
+    model = _model(instruction, site.settings)
+    reply = site.evaluate(model, instruction)
+    return Message(reply.record(), reply_to=message)
+
+
+def _check_code(instruction: Instruction) -> None:
+    if instruction.code_digest != code_digest():
+        raise MessageError(
+            "the server and this site run different code "
+            f"({instruction.code_digest[:12]} and {code_digest()[:12]}); install the same version at both"
+        )
+
+
+def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
+    _check_code(instruction)
+    model = DiPro(settings.model.config(settings.task))
+    if instruction.layout_digest != layout_digest(model):
+        raise MessageError("the server's model has other tensors than this site's settings give; use the same settings")
+    return model
+
+
+def _site(context: Context) -> Site:
+    """The site of this node: its own node config says where its cohort is, in a simulation the list of sites does."""
+    settings, files = from_run_config(context.run_config)
+    spec, folder = _simulated(context, files) if files.sites else _deployed(context)
+    return Site(
+        records=_records(spec, settings.model.crop_pixels),
+        settings=settings,
+        device=choose_device(str(context.node_config.get("device", "auto"))),
+        folder=folder,
+    )
+
+
+def _deployed(context: Context) -> tuple[SiteSpec, Path | None]:
+    missing = [key for key in ("site", "cohort") if not context.node_config.get(key)]
+    if missing:
+        raise SettingsError(
+            f"this node's configuration lacks {' and '.join(missing)}; start the SuperNode with "
+            '--node-config \'site="NAME" cohort="FOLDER"\''
+        )
+    folder = context.node_config.get("folder")
+    spec = SiteSpec(name=str(context.node_config["site"]), cohort=Path(str(context.node_config["cohort"])))
+    return spec, Path(str(folder)) if folder else None
+
+
+def _simulated(context: Context, files: RunFiles) -> tuple[SiteSpec, Path]:
+    sites = json.loads(Path(files.sites).read_text())
+    site = sites[int(cast(int, context.node_config["partition-id"]))]
+    subjects = None if site["subjects"] is None else tuple(site["subjects"])
+    spec = SiteSpec(name=site["name"], cohort=Path(site["cohort"]), subjects=subjects)
+    return spec, Path(site["folder"])
+
+
+@lru_cache(maxsize=8)
+def _records(spec: SiteSpec, crop_pixels: int) -> SiteRecords:
+    """A simulation's workers live on between messages: they read a site once. A deployed site is a new process."""
+    return SiteRecords(spec, crop_pixels=crop_pixels)

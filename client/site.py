@@ -1,0 +1,139 @@
+"""What a hospital does when the server asks: say who it is, train, evaluate. Knows nothing of Flower."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.dataset import SampleSet, require_every_split, require_trainable
+from client.predictions import Predictions, write_predictions
+from client.records import SiteRecords
+from client.training import Scores, class_weights, make_optimizer, place, predict, train_epoch
+from dipro_model import ClassWeights, DiPro
+from dipro_model.metrics import score
+from dipro_model.vocabulary import SPLITS
+from federation.messages import EvaluateReply, Instruction, JoinReply, TrainReply
+from federation.results import SplitResult
+from federation.settings import RunSettings
+from federation.weights import flatten_weights, unflatten_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One hospital in one run."""
+
+    records: SiteRecords
+    settings: RunSettings
+    device: torch.device
+    folder: Path | None = None
+    """Where the site keeps its own patients' predictions, round by round; None keeps none."""
+
+    @property
+    def name(self) -> str:
+        return self.records.name
+
+    def samples(self, split: str) -> SampleSet:
+        return SampleSet([self.records], self.settings.task, split)
+
+    def join(self) -> JoinReply:
+        """Check that this site can take part, and count its samples.
+
+        Raises DataError where a split has no sample or training has a single class.
+        """
+        require_every_split([self.records], self.settings.task, SPLITS)
+        require_trainable(self.samples("train"))
+        return JoinReply(site=self.name, num_samples={split: len(self.samples(split)) for split in SPLITS})
+
+    def train(self, model: DiPro, weights: np.ndarray, server_round: int) -> TrainReply:
+        """Local epochs from the given weights with a fresh optimizer; the model object is reused, not its state."""
+        start = time.monotonic()
+        samples, settings = self.samples("train"), self.settings
+        require_trainable(samples)
+        model = place(model, self.device)
+        unflatten_weights(model, weights)
+        optimizer = make_optimizer(model, settings)
+        factors = class_weights(samples, settings).to(self.device)
+        local, losses = settings.federation.local_epochs, {}
+        for epoch in range((server_round - 1) * local, server_round * local):
+            num_epochs = settings.federation.rounds * local
+            losses = train_epoch(model, samples, optimizer, settings, factors, epoch=epoch, num_epochs=num_epochs)
+        return TrainReply(
+            site=self.name,
+            num_samples=len(samples),
+            weights=flatten_weights(model),
+            losses=losses,
+            seconds=time.monotonic() - start,
+        )
+
+    def evaluate(self, model: DiPro, instruction: Instruction) -> EvaluateReply:
+        """Losses and metrics of the given weights on the asked splits; the predictions themselves stay in `folder`."""
+        start = time.monotonic()
+        model = place(model, self.device)
+        unflatten_weights(model, instruction.weights)
+        factors = class_weights(self.samples("train"), self.settings).to(self.device)
+        results = score_splits(model, [self.records], self.settings, factors, instruction.splits)
+        if self.folder is not None:
+            step = CHOSEN if instruction.final else round_folder(instruction.server_round)
+            write_predictions(self.folder / step, self.name, to_predictions(results))
+        return EvaluateReply(
+            site=self.name,
+            splits={samples.split: split_result(samples, scores) for samples, scores in results},
+            seconds=time.monotonic() - start,
+        )
+
+
+CHOSEN = "chosen"
+"""Folder, in a site's folder, of its own predictions of the model that the run ends with."""
+
+
+def round_folder(server_round: int) -> str:
+    """Folder, in a site's folder, of its own predictions of one round."""
+    return f"round_{server_round:04d}"
+
+
+Scored = tuple[SampleSet, Scores]
+
+
+def score_splits(
+    model: DiPro,
+    sites: Sequence[SiteRecords],
+    settings: RunSettings,
+    weights: ClassWeights,
+    splits: Sequence[str] = SPLITS,
+) -> list[Scored]:
+    """Samples and scores of each of these splits that has samples."""
+    sets = [SampleSet(sites, settings.task, split) for split in splits]
+    return [(samples, predict(model, samples, settings, weights)) for samples in sets if len(samples)]
+
+
+def split_result(samples: SampleSet, scores: Scores) -> SplitResult:
+    """Losses and metrics of a split, without any patient's value."""
+    metrics = score(samples.task, scores.labels, scores.probabilities)
+    return SplitResult(
+        num_samples=len(samples),
+        losses=scores.losses,
+        metrics={name: metric.value for name, metric in metrics.items()},
+    )
+
+
+def to_predictions(results: Sequence[Scored]) -> Predictions:
+    """The table of predictions of some splits, one below the other."""
+    first, *others = [_one_split(samples, scores) for samples, scores in results]
+    return first.join(others)
+
+
+def _one_split(samples: SampleSet, scores: Scores) -> Predictions:
+    rows = samples.samples
+    return Predictions(
+        task=samples.task,
+        site=np.array([row.site for row in rows], dtype=object),
+        subject_id=np.array([row.stay.subject_id for row in rows], np.int64),
+        stay_id=np.array([row.stay.stay_id for row in rows], np.int64),
+        sample_id=np.array([row.sample_id for row in rows], dtype=object),
+        split=np.array([samples.split] * len(rows), dtype=object),
+        labels=scores.labels.astype(np.int8),
+        probabilities=scores.probabilities,
+    )

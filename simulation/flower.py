@@ -1,0 +1,262 @@
+"""A federated run on Flower's simulation engine: a SuperLink of its own, `flwr run`, and what the sites left behind.
+
+Every run gets its own SuperLink on a free loopback port and its own Flower home inside the run's folder, so that runs
+beside each other share nothing, and the SuperLink ends with the run.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+
+from client.predictions import Predictions, predictions_path, read_predictions
+from client.records import SiteSpec
+from client.site import CHOSEN, round_folder
+from dipro_model.metrics import score
+from federation.messages import MessageError
+from federation.run_folder import POOLED, RUN, Measurement, RunRecord, append_history, read_history, read_run
+from federation.settings import RunFiles, RunSettings, to_run_config
+
+CONNECTION = "simulation"
+_START_SECONDS = 60
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one simulated site may use; as many sites run at a time as fit."""
+
+    num_cpus: int = 1
+    """CPU cores, also the number of threads of the site's process."""
+    num_gpus: float = 0.0
+    """Share of a GPU; it limits how many sites run at a time, not the memory that one takes."""
+
+
+OnRound = Callable[[list[Measurement]], None]
+"""Told the new lines of the history as the rounds pass."""
+
+
+def simulate(
+    specs: Sequence[SiteSpec],
+    settings: RunSettings,
+    folder: Path,
+    *,
+    resources: Resources | None = None,
+    on_round: OnRound = lambda measurements: None,
+) -> RunRecord:
+    """Run the federation of these sites and leave a run folder as centralized training does.
+
+    Raises MessageError with the server's own words where the run failed; the logs stay in `folder`/flower.
+    """
+    if settings.federation.num_sites != len(specs):
+        federation = settings.federation.model_copy(update={"num_sites": len(specs)})
+        settings = settings.model_copy(update={"federation": federation})
+    folder, home = folder.resolve(), folder.resolve() / "flower"
+    home.mkdir(parents=True)
+    _write_sites(specs, folder)
+    with _superlink(home) as address:
+        _write_connection(home, address)
+        run_config = _write_run_config(settings, folder)
+        _run(home, run_config, len(specs), resources or Resources(), folder, on_round)
+    record = _finished(folder)
+    _collect(specs, settings, folder)
+    return record
+
+
+def _write_sites(specs: Sequence[SiteSpec], folder: Path) -> None:
+    sites = [
+        {
+            "name": spec.name,
+            "cohort": str(spec.cohort.resolve()),
+            "subjects": spec.subjects,
+            "folder": str(_site_folder(folder, spec)),
+        }
+        for spec in specs
+    ]
+    (folder / "sites.json").write_text(json.dumps(sites))
+
+
+def _site_folder(folder: Path, spec: SiteSpec) -> Path:
+    return folder / "sites" / spec.name
+
+
+def _write_connection(home: Path, address: str) -> None:
+    text = (
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\ninsecure = true\n'
+    )
+    (home / "config.toml").write_text(text)
+
+
+def _write_run_config(settings: RunSettings, folder: Path) -> Path:
+    files = RunFiles(folder=str(folder), sites=str(folder / "sites.json"))
+    lines = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in to_run_config(settings, files).items()]
+    path = folder / "flower" / "run-config.toml"
+    path.write_text("\n".join(lines) + "\n")  # JSON's strings, numbers, true and false are TOML's as well
+    return path
+
+
+@contextmanager
+def _superlink(home: Path) -> Iterator[str]:
+    """A SuperLink in simulation mode on a free port of loopback, ended with the block; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["--insecure", "--simulation", "--disable-runtime-dependency-installation"]
+    log = home / "superlink.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [_tool("flower-superlink"), *command, "--host", "127.0.0.1", "--port", str(port)],
+            env=_environment(home),
+            cwd=project_folder(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_until_healthy(process, port, log)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return
+        except (URLError, OSError):
+            time.sleep(_POLL_SECONDS)
+    raise MessageError(f"Flower's SuperLink did not start within {_START_SECONDS} s; its log is {log}")
+
+
+def _run(home: Path, run_config: Path, num_sites: int, resources: Resources, folder: Path, on_round: OnRound) -> None:
+    """`flwr run` and its stream of logs, until the run has ended."""
+    federation = (
+        f"num-supernodes={num_sites} client-resources-num-cpus={resources.num_cpus} "
+        f"client-resources-num-gpus={resources.num_gpus}"
+    )
+    command = [_tool("flwr"), "run", str(project_folder()), CONNECTION, "--stream", "--run-config", str(run_config)]
+    log, seen = home / "run.log", 0
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--federation-config", federation],
+            env=_environment(home),
+            cwd=project_folder(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(_POLL_SECONDS)
+                seen = _report(folder, seen, on_round)
+        finally:
+            process.kill()
+            process.wait()
+    _report(folder, seen, on_round)
+    if not (folder / RUN).is_file():
+        raise MessageError(f"the federated run ended before its first round: {_last_error(log)}; the log is {log}")
+
+
+def _report(folder: Path, seen: int, on_round: OnRound) -> int:
+    """Tell the lines of the history that are new."""
+    if not (folder / "history.jsonl").is_file():
+        return seen
+    lines = read_history(folder)
+    if len(lines) > seen:
+        on_round(lines[seen:])
+    return len(lines)
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "Error" in line]
+    return lines[-1] if lines else "it left no message"
+
+
+def _finished(folder: Path) -> RunRecord:
+    record = read_run(folder)
+    if record.status != "finished":
+        reason = record.more.get("error", f"its status is still {record.status!r}")
+        raise MessageError(f"the federated run failed: {reason}; the logs are in {folder / 'flower'}")
+    return record
+
+
+def _collect(specs: Sequence[SiteSpec], settings: RunSettings, folder: Path) -> None:
+    """What only a simulation may do: bring the sites' predictions together, and measure the pooled patients."""
+    for spec in specs:
+        source = predictions_path(_site_folder(folder, spec) / CHOSEN, spec.name)
+        target = predictions_path(folder, spec.name)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
+    history = read_history(folder)
+    pooled = [_pooled(step, specs, settings, folder, history) for step in sorted({line.step for line in history})]
+    append_history(folder, pooled)
+
+
+def _pooled(
+    step: int, specs: Sequence[SiteSpec], settings: RunSettings, folder: Path, history: Sequence[Measurement]
+) -> Measurement:
+    """The validation result of one round over the patients of all sites: exact metrics, losses by sample."""
+    parts = [line for line in history if line.step == step and line.split == "val"]
+    first, *others = [_round_predictions(step, spec, settings, folder) for spec in specs]
+    union = first.join(others)
+    count = sum(part.num_samples for part in parts)
+    metrics = score(settings.task, union.labels.astype(np.int64), union.probabilities)
+    return Measurement(
+        step=step,
+        site=POOLED,
+        split="val",
+        loss=sum((part.loss or 0.0) * part.num_samples for part in parts) / count,
+        parts={name: sum(part.parts[name] * part.num_samples for part in parts) / count for name in parts[0].parts},
+        metrics={name: metric.value for name, metric in metrics.items()},
+        num_samples=count,
+        seconds=sum(part.seconds for part in parts),
+    )
+
+
+def _round_predictions(step: int, spec: SiteSpec, settings: RunSettings, folder: Path) -> Predictions:
+    return read_predictions(_site_folder(folder, spec) / round_folder(step), settings.task, [spec.name])
+
+
+def project_folder() -> Path:
+    """The folder whose pyproject.toml describes the Flower app. Raises ValueError where only packages are installed."""
+    folder = Path(__file__).parents[1]
+    path = folder / "pyproject.toml"
+    if not path.is_file() or "flwr" not in tomllib.loads(path.read_text()).get("tool", {}):
+        raise ValueError(
+            f"{folder}: expected the project's pyproject.toml, which `flwr run` bundles the app from; "
+            "simulate from a clone of the project, installed with `make install`"
+        )
+    return folder
+
+
+def _tool(name: str) -> str:
+    """A command of this Python environment, whatever PATH says."""
+    return str(Path(sys.executable).parent / name)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }

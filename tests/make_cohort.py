@@ -1,0 +1,102 @@
+"""A small cohort written by hand, as a hospital without MIMIC would write it: random values under the contract."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from client.cohort import COHORT_FILES, SCHEMA_VERSION, TABLES
+from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS
+
+WINDOWS = {"stay_hours": 48, "stay_image_hours": 48.0, "pair_hours_before": 1.0, "pair_hours_after": 0.0}
+
+
+def write_cohort(
+    folder: Path,
+    *,
+    num_patients: int = 12,
+    seed: int = 0,
+    first_subject: int = 100,
+    num_images: int | None = None,
+    splits: tuple[str, ...] = ("train", "train", "val", "test"),
+    region_progression: np.ndarray | None = None,
+    deaths: bool = True,
+) -> Path:
+    """Write a cohort whose labels follow its first EHR variable and the brightness of its images.
+
+    `num_images` fixes the radiographs of a stay (else 2 to 4); `region_progression` ([70]) gives every pair the same
+    region labels. Patients alternate between survival and death, and take the splits in turn.
+    """
+    rng = np.random.default_rng(seed)
+    stays, images, boxes, hourly, pairs, crops = [], [], [], [], [], []
+    for number in range(num_patients):
+        subject, stay = first_subject + number, 10 * (first_subject + number)
+        died = int(deaths and (number // len(splits)) % 2)
+        stays.append((stay, subject, stay + 1, died, splits[number % len(splits)], 2.5 + number % 6))
+        hours = np.sort(rng.uniform(0, 46, num_images or rng.integers(2, 5)))
+        dicoms = [f"{seed}-{stay}-{place}" for place in range(len(hours))]
+        for dicom, hour in zip(dicoms, hours, strict=True):
+            images.append((dicom, stay, stay + 2, hour))
+            boxes += [(dicom, region, 0, 0, 50, 60) for region in REGIONS]
+            crops.append(rng.integers(0, 156, (len(REGIONS), 224, 224), dtype=np.uint8) + np.uint8(100 * died))
+        for hour in range(54):
+            values = rng.normal(size=len(EHR_VARIABLES))
+            values[0] += 2 * died - 1
+            hourly.append((stay, hour, *values, *(rng.random(len(EHR_VARIABLES)) < 0.3)))
+        for place in range(len(dicoms) - 1):
+            labels = rng.integers(0, NOT_MENTIONED + 1, len(DISEASES))
+            regions = rng.integers(0, NOT_MENTIONED + 1, 70) if region_progression is None else region_progression
+            pair = (stay, dicoms[place], dicoms[place + 1], hours[place], hours[place + 1])
+            pairs.append((*pair, *labels, regions.astype(np.int8).tolist()))
+    return _write(folder, stays, images, boxes, hourly, pairs, np.stack(crops), rng)
+
+
+def reseal(folder: Path) -> None:
+    """Write the manifest anew after a test changed a file on purpose."""
+    files = {
+        name: {
+            "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+            "bytes": (folder / name).stat().st_size,
+        }
+        for name in COHORT_FILES
+    }
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "profile": "by hand",
+        "windows": WINDOWS,
+        "counts": {},
+        "files": files,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_table(folder: Path, name: str, frame: pd.DataFrame) -> None:
+    pq.write_table(pa.Table.from_pandas(frame, schema=TABLES[name], preserve_index=False), folder / f"{name}.parquet")
+
+
+def _write(folder, stays, images, boxes, hourly, pairs, crops, rng) -> Path:
+    folder.mkdir(parents=True)
+    table = pd.DataFrame(
+        stays, columns=["stay_id", "subject_id", "hadm_id", "mortality_inhospital", "split", "los_days"]
+    )
+    table["intime"] = pd.Timestamp("2150-01-01")
+    table["outtime"] = table.intime + pd.to_timedelta(table.los_days, unit="D")
+    table["age"] = 60.0
+    demographics = pd.DataFrame(rng.normal(size=(len(table), len(DEMOGRAPHICS))), columns=list(DEMOGRAPHICS))
+    write_table(folder, "stays", table)
+    write_table(folder, "images", pd.DataFrame(images, columns=TABLES["images"].names))
+    write_table(folder, "boxes", pd.DataFrame(boxes, columns=TABLES["boxes"].names))
+    write_table(folder, "ehr_hourly", pd.DataFrame(hourly, columns=TABLES["ehr_hourly"].names))
+    write_table(folder, "demographics", demographics.assign(stay_id=table.stay_id))
+    write_table(folder, "pairs", pd.DataFrame(pairs, columns=TABLES["pairs"].names))
+    write_table(folder, "samples_mortality", table.rename(columns={"mortality_inhospital": "label"}))
+    write_table(folder, "samples_length_of_stay", table.assign(label=np.arange(len(table)) % 4))
+    np.save(folder / "regions.npy", crops)
+    (folder / "statistics.json").write_text("{}")
+    (folder / "report.json").write_text("{}")
+    reseal(folder)
+    return folder
