@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float, Shaped
@@ -45,7 +44,7 @@ class Backbone(nn.Module):
             self.resnet.requires_grad_(False)
             self.resnet.eval()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Backbone":
         """Switch between training and evaluation; a frozen residual network stays in evaluation."""
         super().train(mode)
         if self.freeze:
@@ -53,7 +52,7 @@ class Backbone(nn.Module):
         return self
 
     def forward(
-        self, crops: Shaped[Tensor, "frame region channel height width"]
+        self, crops: Shaped[Tensor, "frame region channel high wide"]
     ) -> Float[Tensor, "frame region width"]:
         """Crops as bytes (0..255) or floats in [0, 1], of one gray channel or three; real frames only."""
         frames, regions = crops.shape[:2]
@@ -123,7 +122,7 @@ def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
 
 
 def _to_images(
-    crops: Shaped[Tensor, "crop channel height width"], dtype: torch.dtype
-) -> Float[Tensor, "crop 3 height width"]:
+    crops: Shaped[Tensor, "crop channel high wide"], dtype: torch.dtype
+) -> Float[Tensor, "crop 3 high wide"]:
     images = crops.to(dtype) / 255 if crops.dtype == torch.uint8 else crops.to(dtype)
     return images.expand(-1, 3, -1, -1)

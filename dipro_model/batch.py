@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Num, Shaped
@@ -15,7 +14,7 @@ from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_ME
 class Stay:
     """One stay without padding: every frame and every hour in it is real, so it needs no mask."""
 
-    regions: Shaped[Tensor, "frame region channel height width"]
+    regions: Shaped[Tensor, "frame region channel high wide"]
     """Crops of the ten regions of each radiograph in time order; 1 or 3 channels; uint8 or floating in [0, 1]."""
 
     ehr: Float[Tensor, "step variable"]
@@ -51,7 +50,7 @@ class Stay:
 class Batch:
     """Stays padded to the longest of them. What lies where a mask is false is never read."""
 
-    regions: Shaped[Tensor, "stay frame region channel height width"]
+    regions: Shaped[Tensor, "stay frame region channel high wide"]
     """Region crops; 1 or 3 channels; uint8 (0..255) or floating in [0, 1], without further normalisation."""
 
     frame_mask: Bool[Tensor, "stay frame"]
@@ -106,15 +105,15 @@ class Batch:
         """True where both radiographs of a pair exist."""
         return self.frame_mask[:, :-1] & self.frame_mask[:, 1:]
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on another device; types stay as they are."""
         return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; data loaders call this by its name."""
         return self._each(lambda value: value.pin_memory())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         given = {item.name: getattr(self, item.name) for item in fields(self)}
         return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 
 from dipro_model.vocabulary import DISEASES, PROGRESSIONS, TASK_CLASSES, Task
 
@@ -37,7 +37,7 @@ class BackboneConfig:
         return 2048 if self.depth == 50 else 512
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "BackboneConfig":
         """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
         _require_fields("backbone", cls, values)
         return cls(**values)
@@ -67,7 +67,7 @@ class LossWeights:
             _require_number(f"loss.{item.name}", getattr(self, item.name), least=0.0)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "LossWeights":
         """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
         _require_fields("loss", cls, values)
         return cls(**values)
@@ -121,7 +121,7 @@ class DiProConfig:
             raise ValueError("loss and backbone: expected LossWeights and BackboneConfig; from_dict reads plain values")
 
     @classmethod
-    def published(cls, task: Task | str, *, backbone: BackboneConfig | None = None) -> Self:
+    def published(cls, task: Task | str, *, backbone: BackboneConfig | None = None) -> "DiProConfig":
         """The sizes and loss weights of the published experiments (Liu et al., arXiv 2510.11112)."""
         task = _read_task(task)
         width, num_transformer_layers, loss = _PUBLISHED[task]
@@ -155,7 +155,7 @@ class DiProConfig:
         return {**asdict(self), "task": str(self.task)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "DiProConfig":
         """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
         _require_fields("model", cls, values)
         return cls(

@@ -22,7 +22,7 @@ class PairFeatures:
     reversed_static: Float[Tensor, "stay pair region width"]
     """S of the pair in reversed order."""
 
-    region_logits: Float[Tensor, "direction stay pair region disease class"]
+    region_logits: Float[Tensor, "direction stay pair region disease change"]
     """Progression read from D in time order (0) and in reversed order (1)."""
 
 
@@ -53,7 +53,7 @@ class Disentangle(nn.Module):
             region_logits=torch.stack([place(values, pair_mask) for values in logits]),
         )
 
-    def _progression(self, dynamic: Float[Tensor, "real region width"]) -> Float[Tensor, "real region disease class"]:
+    def _progression(self, dynamic: Float[Tensor, "real region width"]) -> Float[Tensor, "real region disease change"]:
         return torch.stack([head(dynamic) for head in self.progression_heads], dim=-2)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -22,16 +22,16 @@ Weighting = Literal["balanced", "published", "none"]
 class ClassWeights:
     """Weights of label values, computed once from the training labels."""
 
-    progression: Float[Tensor, "disease class"] | None = None
+    progression: Float[Tensor, "disease change"] | None = None
     """Weight of each class of each disease, used for stays and for single regions; None weighs all alike."""
 
     mortality_positive: Float[Tensor, ""] | None = None
     """Weight of a death relative to a survival; None weighs both alike."""
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "ClassWeights":
         """The same weights on another device."""
         move = [None if value is None else value.to(device) for value in (self.progression, self.mortality_positive)]
-        return type(self)(progression=move[0], mortality_positive=move[1])
+        return ClassWeights(progression=move[0], mortality_positive=move[1])
 
 
 def class_weights_from_counts(
@@ -61,7 +61,7 @@ def class_weights_from_counts(
     )
 
 
-def _progression_weights(counts: Sequence[Sequence[int]]) -> Float[Tensor, "disease class"]:
+def _progression_weights(counts: Sequence[Sequence[int]]) -> Float[Tensor, "disease change"]:
     table = _read_counts("progression", counts, (len(DISEASES), len(PROGRESSIONS)))
     labelled = table.sum(dim=1, keepdim=True)
     return torch.where(table > 0, labelled / (len(PROGRESSIONS) * table.clamp(min=1)), 0.0).float()
@@ -126,10 +126,10 @@ def task_loss(
 
 
 def dynamic_loss(
-    logits: Float[Tensor, "direction stay pair region disease class"],
+    logits: Float[Tensor, "direction stay pair region disease change"],
     region_progression: Int[Tensor, "stay pair region disease"],
     pair_mask: Bool[Tensor, "stay pair"],
-    weight: Float[Tensor, "disease class"] | None = None,
+    weight: Float[Tensor, "disease change"] | None = None,
 ) -> Float[Tensor, ""]:
     """Progression loss of single regions, forward and reversed pairs together; in reverse, worse means better."""
     forward = region_progression.long().masked_fill(~pair_mask[:, :, None, None], NOT_MENTIONED)
@@ -139,9 +139,9 @@ def dynamic_loss(
 
 
 def progression_loss(
-    logits: Float[Tensor, "sample disease class"],
+    logits: Float[Tensor, "sample disease change"],
     label: Int[Tensor, "sample disease"],
-    weight: Float[Tensor, "disease class"] | None = None,
+    weight: Float[Tensor, "disease change"] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum over diseases of sum_i w(y_i) (-log p_i(y_i)) / sum_i w(y_i), over the labels that are mentioned.
 

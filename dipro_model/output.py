@@ -20,7 +20,7 @@ class Output:
     it from `region_logits` with the class weights of the training labels.
     """
 
-    region_logits: Float[Tensor, "direction stay pair region disease class"]
+    region_logits: Float[Tensor, "direction stay pair region disease change"]
     """Progression of each region, read forward in time (0) and from the reversed pair (1); zero where padded."""
 
     pair_mask: Bool[Tensor, "stay pair"]

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked in tests; the hook sees only modules that are imported after it.
+install_import_hook("dipro_model", "beartype.beartype")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
