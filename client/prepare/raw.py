@@ -71,11 +71,11 @@ def create_view(connection: duckdb.DuckDBPyConnection, name: str, path: Path, co
             f"{path}: expected the columns {', '.join(columns)}; missing {', '.join(missing)}; "
             f"found {', '.join(header)}"
         )
-    types = ", ".join(f"{_literal(column)}: 'VARCHAR'" for column in header)
+    types = ", ".join(f"{literal_sql(column)}: 'VARCHAR'" for column in header)
     chosen = ", ".join(f'"{column}"' for column in columns)
     connection.execute(
-        f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {chosen} FROM read_csv({_literal(str(path))}, "
-        f"auto_detect=false, header=true, delim={_literal(_delimiter(path))}, quote='\"', escape='\"', "
+        f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {chosen} FROM read_csv({literal_sql(str(path))}, "
+        f"auto_detect=false, header=true, delim={literal_sql(_delimiter(path))}, quote='\"', escape='\"', "
         f"nullstr='', columns={{{types}}}, ignore_errors=true, store_rejects=true)"
     )
 
@@ -156,12 +156,13 @@ def instant_sql(column: str) -> str:
     return f"(CASE WHEN isfinite({value}) THEN {value} END)"
 
 
+def literal_sql(text: str) -> str:
+    """SQL for a text, quotes doubled."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _delimiter(path: Path) -> str:
     return "\t" if path.name.removesuffix(".gz").endswith((".tsv", ".txt")) else ","
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _first_line(error: Exception) -> str:
