@@ -85,7 +85,7 @@ def draw_view(rng: np.random.Generator) -> View:
         shift_y=float(rng.normal(0.0, 0.025)),
         scale=float(rng.normal(1.0, 0.02)),
         rotation=float(rng.normal(0.0, 0.02)),
-        exposure=float(rng.normal(0.0, 0.015)),
+        exposure=float(rng.normal(0.0, 0.010)),
     )
 
 

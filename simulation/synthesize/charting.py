@@ -86,7 +86,7 @@ def chart_events(
 def urine_events(rng: np.random.Generator, world: WorldSettings, patient: Patient) -> list[Events]:
     """Rows of outputevents: volumes through a Foley catheter in ml, which 85 per cent of the patients have."""
     every, has_catheter = float(rng.choice([1.0, 2.0])), rng.random() < 0.85
-    hours = np.arange(0.5, patient.stay_hours, every) + rng.uniform(-0.2, 0.2)
+    hours = np.arange(0.5, patient.stay_hours - 0.5, every) + rng.uniform(-0.2, 0.2)
     hours = hours[rng.random(len(hours)) > 0.08]
     flow = 75.0 * np.exp(0.3 * rng.normal() - 0.35 * _physiology(world, patient, hours))
     volume = flow * every * np.exp(0.35 * rng.normal(size=len(hours)))
@@ -109,7 +109,7 @@ def _measurement_hours(rng: np.random.Generator, panel: Panel, stay_hours: float
     planned = np.arange(start, stay_hours, panel.every_hours)
     planned = planned + rng.uniform(-0.15, 0.15, len(planned)) * panel.every_hours
     kept = planned[rng.random(len(planned)) > panel.skipped_share]
-    return np.unique(np.round(60.0 * np.clip(kept, -HOURS_BEFORE, stay_hours))) / 60.0
+    return np.unique(np.round(60.0 * kept[kept < stay_hours - 0.02])) / 60.0
 
 
 def _panel_events(
@@ -155,7 +155,7 @@ def _item_events(
 
 def _coma_scale(rng: np.random.Generator, world: WorldSettings, patient: Patient) -> list[Events]:
     """Glasgow coma scale as MIMIC's words; consciousness falls with systemic physiology."""
-    hours = np.arange(rng.uniform(0.2, 2.0), patient.stay_hours, 4.0)
+    hours = np.arange(rng.uniform(0.2, 2.0), patient.stay_hours - 0.6, 4.0)
     hours = np.round(60.0 * (hours + rng.uniform(-0.5, 0.5, len(hours)))) / 60.0
     awake = 0.6 * rng.normal() - 0.7 * _physiology(world, patient, hours)
     eye = np.digitize(awake + 0.4 * rng.normal(size=len(hours)), [-1.9, -1.2, -0.4])
@@ -180,7 +180,7 @@ def _coma_scale(rng: np.random.Generator, world: WorldSettings, patient: Patient
 def _body_events(rng: np.random.Generator, hospital: HospitalSettings, patient: Patient, body: Body) -> list[Events]:
     """Height and weight at admission in the hospital's units, then a daily weight in kg."""
     # Fluid retained by the sicker makes the weight rise.
-    days = np.arange(1.0, patient.stay_hours / 24.0) + 0.3
+    days = np.arange(1.3, patient.stay_hours / 24.0 - 0.01)
     weights = body.weight_kg * (1.0 + 0.01 * days * max(patient.latents.physiology, 0.0)) + 0.4 * rng.normal(
         size=len(days)
     )

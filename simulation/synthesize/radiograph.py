@@ -130,16 +130,16 @@ def _disease_shapes(
 ) -> dict[tuple[str, str], Field]:
     """Where each parenchymal disease of one lung would lie; patchy ones lie in places of the patient's own."""
     base = a.diaphragm - 0.10
-    patches = _step(_smooth_noise(rng, x.shape[0], x.shape[1], 13) + 0.35, 0.35)
+    patches = _step(_smooth_noise(rng, x.shape[0], x.shape[1], 13) + 0.5, 0.35)
     streaks = 0.6 + 0.4 * np.cos(2.0 * np.pi * (9.0 * y + sign * 2.0 * x + rng.uniform()))
     place = (sign * (a.lung_center + rng.normal(0.0, 0.04)), base - 0.06 + rng.normal(0.0, 0.03))
     return {
         ("atelectasis", side): _step(y - (a.diaphragm - 0.22), 0.05) * streaks,
-        ("consolidation", side): _blob(x, y, place, (0.20, 0.17)),
+        ("consolidation", side): _blob(x, y, place, (0.22, 0.19)),
         ("pulmonary edema", side): np.maximum(
             _blob(x, y, (sign * 0.24, -0.05), (0.20, 0.24)), 0.25 * _blob(x, y, (sign * 0.4, 0.0), (0.3, 0.45))
         ),
-        ("pneumonia", side): patches * _blob(x, y, (sign * (a.lung_center + 0.05), -0.28), (0.26, 0.26)),
+        ("pneumonia", side): patches * _blob(x, y, (sign * (a.lung_center + 0.05), -0.26), (0.30, 0.30)),
     }
 
 
