@@ -21,20 +21,25 @@ def flatten_weights(model: nn.Module) -> np.ndarray:
     return torch.cat([tensor.detach().reshape(-1).float() for tensor in _floating(model).values()]).cpu().numpy()
 
 
-def unflatten_weights(model: nn.Module, flat: np.ndarray) -> None:
-    """Write a flat array into the model, in place.
-
-    Raises WeightsError where the array is not one-dimensional float32 of the model's size, or not finite.
-    """
-    tensors = _floating(model)
-    total = sum(tensor.numel() for tensor in tensors.values())
+def check_weights(model: nn.Module, flat: np.ndarray) -> None:
+    """Raises WeightsError where an array is not one-dimensional float32 of the model's size, or not finite."""
+    total = sum(tensor.numel() for tensor in _floating(model).values())
     if flat.dtype != np.float32 or flat.shape != (total,):
         raise WeightsError(f"expected weights as float32 [{total}], found {flat.dtype} {list(flat.shape)}")
     if not np.isfinite(flat).all():
-        raise WeightsError(f"expected finite weights, found {int((~np.isfinite(flat)).sum())} that are not")
-    values, start = torch.from_numpy(flat), 0
+        raise WeightsError(
+            f"expected finite weights, found {int((~np.isfinite(flat)).sum())} that are not; "
+            "has the training diverged? Lower training.learning_rate"
+        )
+
+
+def unflatten_weights(model: nn.Module, flat: np.ndarray) -> None:
+    """Write a flat array into the model, in place. Raises WeightsError where it does not belong to the model."""
+    check_weights(model, flat)
+    # A received array is a read-only buffer, which no tensor may share.
+    values, start = torch.tensor(flat), 0
     with torch.no_grad():
-        for tensor in tensors.values():
+        for tensor in _floating(model).values():
             tensor.copy_(values[start : start + tensor.numel()].reshape(tensor.shape))
             start += tensor.numel()
 

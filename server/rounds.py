@@ -28,7 +28,7 @@ from federation.messages import (
     check_replies,
 )
 from federation.settings import RunSettings
-from federation.weights import flatten_weights, layout_digest, unflatten_weights
+from federation.weights import WeightsError, check_weights, flatten_weights, layout_digest, unflatten_weights
 
 _POLL_SECONDS = 0.3
 
@@ -87,7 +87,7 @@ def run_rounds(federation: Federation, model: DiPro, on_round: Callable[[Round],
     strategy = FedAvg(weighted_by_key=WEIGHT_KEY)
     for number in range(1, federation.settings.federation.rounds + 1):
         messages = _ask(federation, model, TRAIN, number)
-        trained = [_checked(TrainReply.parse(message), federation) for message in messages]
+        trained = [_checked(TrainReply.parse(message), model, federation) for message in messages]
         # The messages come in the order of the sites' names, so the sum does not depend on who answered first.
         arrays, _ = strategy.aggregate_train(number, messages)
         if arrays is None:
@@ -144,15 +144,17 @@ def _exchange(
     return check_replies(replies, nodes, f"round {instruction.server_round}, {what}")
 
 
-def _checked(reply: TrainReply, federation: Federation) -> TrainReply:
-    """Refuse what FedAvg would average in silence: other counts than registered, numbers that are not finite."""
+def _checked(reply: TrainReply, model: DiPro, federation: Federation) -> TrainReply:
+    """Refuse what FedAvg would average in silence: other counts than registered, other shapes, numbers not finite."""
     registered = federation.joined[reply.site].num_samples[SPLITS[0]]
     if reply.num_samples != registered:
         raise MessageError(
             f"{reply.site}: expected {registered} training samples, as it said when it joined, got {reply.num_samples}"
         )
-    if not np.isfinite(reply.weights).all():
-        raise MessageError(f"{reply.site}: its weights are not finite; lower training.learning_rate")
+    try:
+        check_weights(model, reply.weights)
+    except WeightsError as error:
+        raise MessageError(f"{reply.site}: {error}") from None
     return reply
 
 

@@ -1,0 +1,98 @@
+"""Messages say the same after Flower has carried them, and a fault is named with its site."""
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message
+
+# Flower creates messages for the task that its process works on; a test's process is no task, so it says it is one.
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dipro_model.vocabulary import SPLITS
+from federation.messages import (
+    EvaluateReply,
+    Instruction,
+    JoinReply,
+    MessageError,
+    TrainReply,
+    check_replies,
+)
+from federation.results import SplitResult
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
+NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
+
+
+@pytest.fixture(autouse=True)
+def _task() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def _instruction() -> Instruction:
+    return Instruction(
+        server_round=3,
+        code_digest="c0de",
+        layout_digest="1a70",
+        weights=np.arange(5, dtype=np.float32),
+        splits=("val", "test"),
+        final=True,
+    )
+
+
+def _sent(node: int = 7) -> Message:
+    return Message(_instruction().record(), dst_node_id=node, message_type="train")
+
+
+def test_an_instruction_survives_the_way() -> None:
+    parsed = Instruction.parse(_sent())
+    np.testing.assert_array_equal(parsed.weights, np.arange(5, dtype=np.float32))
+    assert (parsed.server_round, parsed.splits, parsed.final) == (3, ("val", "test"), True)
+    assert (parsed.code_digest, parsed.layout_digest) == ("c0de", "1a70")
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(site=NAMES, counts=st.tuples(*[st.integers(0, 10**9)] * 3))
+def test_a_join_survives_the_way(site: str, counts: tuple[int, int, int]) -> None:
+    reply = JoinReply(site=site, num_samples=dict(zip(SPLITS, counts, strict=True)))
+    assert JoinReply.parse(Message(reply.record(), reply_to=_sent())) == reply
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(site=NAMES, values=st.lists(FINITE, min_size=1, max_size=9), losses=st.dictionaries(NAMES, FINITE))
+def test_a_train_reply_survives_the_way(site: str, values: list[float], losses: dict[str, float]) -> None:
+    weights = np.array(values, np.float32)
+    reply = TrainReply(site=site, num_samples=4, weights=weights, losses=losses, seconds=1.5)
+    parsed = TrainReply.parse(Message(reply.record(), reply_to=_sent()))
+    np.testing.assert_array_equal(parsed.weights, weights)
+    assert (parsed.site, parsed.num_samples, parsed.losses, parsed.seconds) == (site, 4, losses, 1.5)
+
+
+RESULTS = st.builds(
+    SplitResult,
+    num_samples=st.integers(0, 10**6),
+    losses=st.dictionaries(NAMES, FINITE),
+    metrics=st.dictionaries(st.sampled_from(["f1", "f1/lung opacity", "auroc"]), FINITE | st.none()),
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(splits=st.dictionaries(st.sampled_from(SPLITS), RESULTS, min_size=1))
+def test_an_evaluation_survives_the_way_undefined_metrics_too(splits: dict[str, SplitResult]) -> None:
+    reply = EvaluateReply(site="north", splits=splits, seconds=0.25)
+    parsed = EvaluateReply.parse(Message(reply.record(), reply_to=_sent()))
+    assert parsed == reply
+    assert list(parsed.splits) == [split for split in SPLITS if split in splits]
+
+
+def test_replies_come_in_the_order_of_the_names() -> None:
+    answered = {node: Message(_instruction().record(), reply_to=_sent(node)) for node in (5, 6, 7)}
+    names = {5: "west", 6: "north", 7: "south"}
+    ordered = check_replies([answered[7], answered[5], answered[6]], names, "round 1, train")
+    assert [reply.metadata.src_node_id for reply in ordered] == [6, 7, 5]
+
+
+def test_every_site_that_failed_is_named() -> None:
+    failed = Message(Error(code=8, reason="no space left"), reply_to=_sent(5))
+    with pytest.raises(MessageError, match="round 2, train: north did not answer in time; west failed: no space left"):
+        check_replies([failed], {5: "west", 6: "north"}, "round 2, train")

@@ -1,0 +1,131 @@
+"""Flat weights, checkpoints and the digests that guard them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dipro_model import DiPro, load_torchvision_weights
+from dipro_model.vocabulary import Task
+from federation.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from federation.code_digest import code_digest
+from federation.initial import initial_model
+from federation.seeds import derive_seed
+from federation.weights import WeightsError, flatten_weights, layout_digest, unflatten_weights
+from tests.small_run import small_settings
+
+
+@pytest.fixture(scope="module")
+def model() -> DiPro:
+    return initial_model(small_settings())
+
+
+def test_flat_weights_hold_every_floating_tensor_and_come_back(model: DiPro) -> None:
+    flat = flatten_weights(model)
+    floating = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    assert flat.dtype == np.float32
+    assert flat.size == sum(tensor.numel() for tensor in floating.values())
+    assert any("running_mean" in name for name in floating)
+    other = initial_model(small_settings("seed=29"))
+    assert not np.array_equal(flatten_weights(other), flat)
+    unflatten_weights(other, flat)
+    np.testing.assert_array_equal(flatten_weights(other), flat)
+    for name, tensor in other.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, floating[name])
+
+
+def test_channels_last_changes_nothing(model: DiPro) -> None:
+    flat = flatten_weights(model)
+    placed = initial_model(small_settings("seed=29")).to(memory_format=torch.channels_last)
+    unflatten_weights(placed, flat)
+    np.testing.assert_array_equal(flatten_weights(placed), flat)
+
+
+def test_foreign_weights_are_refused(model: DiPro) -> None:
+    flat = flatten_weights(model)
+    with pytest.raises(WeightsError, match=rf"expected weights as float32 \[{flat.size}\]"):
+        unflatten_weights(model, flat[:-1])
+    with pytest.raises(WeightsError, match="float64"):
+        unflatten_weights(model, flat.astype(np.float64))
+    broken = flat.copy()
+    broken[3] = np.nan
+    with pytest.raises(WeightsError, match="found 1 that are not"):
+        unflatten_weights(model, broken)
+
+
+def test_layouts_differ_where_the_networks_do(model: DiPro) -> None:
+    assert layout_digest(model) == layout_digest(initial_model(small_settings("seed=29")))
+    assert layout_digest(model) != layout_digest(initial_model(small_settings("model.width=24")))
+    assert len(code_digest()) == 64
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path, model: DiPro) -> None:
+    path = tmp_path / "runs" / "last.pt"
+    save_checkpoint(path, model, step=4, settings={"seed": 23})
+    loaded, step = load_checkpoint(path, task=Task.MORTALITY)
+    assert step == 4
+    assert loaded.config == model.config
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_checkpoint_of_another_task_is_refused(tmp_path: Path, model: DiPro) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, model, step=1, settings={})
+    with pytest.raises(CheckpointError, match="expected a checkpoint for length_of_stay, found one for mortality"):
+        load_checkpoint(path, task=Task.LENGTH_OF_STAY)
+
+
+def test_damage_is_named_and_no_code_runs(tmp_path: Path, model: DiPro) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(path)
+    save_checkpoint(path, model, step=1, settings={})
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_checkpoint(path)
+    torch.save({"model": model}, path)  # a pickled class: loading it would run its code
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_checkpoint(path)
+    torch.save({"checkpoint_version": 99}, path)
+    with pytest.raises(CheckpointError, match="expected checkpoint version 1, found 99"):
+        load_checkpoint(path)
+
+
+def test_a_failed_save_keeps_the_checkpoint_before(tmp_path: Path, model: DiPro, monkeypatch) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, model, step=1, settings={})
+
+    def full_disk(content, file) -> None:
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(path, model, step=2, settings={})
+    assert load_checkpoint(path)[1] == 1
+
+
+def test_a_run_can_start_from_torchvision_weights(tmp_path: Path, caplog) -> None:
+    source = initial_model(small_settings("seed=5"))
+    assert "random weights" in caplog.text
+    path = tmp_path / "resnet10.pth"
+    torch.save(source.backbone.resnet.state_dict(), path)
+    caplog.clear()
+    started = initial_model(small_settings(f"model.backbone_weights={path}"))
+    assert "random weights" not in caplog.text
+    for name, value in started.backbone.resnet.state_dict().items():
+        assert torch.equal(value, source.backbone.resnet.state_dict()[name])
+    with pytest.raises(ValueError, match="resnet10"):
+        load_torchvision_weights(initial_model(small_settings("model.backbone_depth=18")).backbone, path)
+
+
+def test_seeds_are_apart_and_stay() -> None:
+    assert derive_seed(23, "order", 1, "north") == derive_seed(23, "order", 1, "north")
+    seeds = {
+        derive_seed(*parts) for parts in [(23, "order", 1), (23, "order", 11), (23, "order", 1, 1), (2, "3order", 1)]
+    }
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)

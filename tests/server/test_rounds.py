@@ -1,0 +1,137 @@
+"""A round refuses what FedAvg would average in silence, and names the site."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message
+
+from client.app import app
+from federation.messages import ARRAYS, METRICS, TRAIN, WEIGHT_KEY, EvaluateReply, MessageError
+from federation.results import SplitResult
+from federation.run_folder import read_history, read_run
+from federation.settings import RunFiles, to_run_config
+from server.app import coordinate, mean_monitor
+from tests.in_process_grid import InProcessGrid
+from tests.make_cohort import write_cohort
+from tests.small_run import federate, small_settings
+
+
+@pytest.fixture
+def cohorts(tmp_path: Path) -> list[Path]:
+    return [
+        write_cohort(tmp_path / "north", num_patients=16),
+        write_cohort(tmp_path / "south", num_patients=16, seed=1),
+    ]
+
+
+SETTINGS = small_settings("federation.rounds=1")
+
+
+def _tampering(change) -> dict:
+    def tamper(reply: Message) -> Message:
+        if reply.metadata.message_type == TRAIN and reply.content.config_records["config"]["site"] == "south":
+            change(reply)
+        return reply
+
+    return {"tamper": tamper}
+
+
+def _not_finite(reply: Message) -> None:
+    weights = reply.content.array_records[ARRAYS]["weights"].numpy().copy()
+    weights[0] = np.inf
+    reply.content[ARRAYS] = ArrayRecord({"weights": Array(weights)})
+
+
+def _other_shape(reply: Message) -> None:
+    reply.content[ARRAYS] = ArrayRecord({"weights": Array(np.ones(1, np.float32))})
+
+
+def _huge_count(reply: Message) -> None:
+    reply.content.metric_records[METRICS][WEIGHT_KEY] = 10**9
+
+
+def _two_arrays(reply: Message) -> None:
+    reply.content[ARRAYS] = ArrayRecord({"weights": Array(np.ones(1)), "more": Array(np.ones(1))})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_not_finite, "south: expected finite weights, found 1 that are not"),
+        (_other_shape, r"south: expected weights as float32 \[\d+\], found float32 \[1\]"),
+        (_huge_count, "south: expected 8 training samples, as it said when it joined, got 1000000000"),
+        (_two_arrays, "expected the single array `weights`, found 2 arrays"),
+    ],
+)
+def test_a_reply_that_cannot_be_averaged_ends_the_run(tmp_path: Path, cohorts: list[Path], change, words: str) -> None:
+    with pytest.raises(MessageError, match=words):
+        federate(tmp_path / "run", cohorts, SETTINGS, **_tampering(change))
+    record = read_run(tmp_path / "run")
+    assert record.status == "failed"
+    assert "south" in record.more["error"] or "array" in record.more["error"]
+
+
+def test_a_site_that_cannot_take_part_is_named(tmp_path: Path, cohorts: list[Path]) -> None:
+    one_class = write_cohort(tmp_path / "west", num_patients=16, deaths=False)
+    with pytest.raises(MessageError, match="all 8 samples for mortality in the train split carry the same label"):
+        federate(tmp_path / "run", [cohorts[0], one_class], SETTINGS)
+    no_test = write_cohort(tmp_path / "east", num_patients=16, splits=("train", "train", "val"))
+    with pytest.raises(MessageError, match="site east: no patient with a sample for mortality in the test split"):
+        federate(tmp_path / "run", [cohorts[0], no_test], SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_sites_must_be_met(tmp_path: Path, cohorts: list[Path]) -> None:
+    settings = small_settings("federation.num_sites=3", "federation.join_seconds=0.01")
+    with pytest.raises(MessageError, match=r"expected 3 sites within 0.01 s, 2 came"):
+        federate(tmp_path / "run", cohorts, settings)
+    with pytest.raises(MessageError, match=r"expected 1 sites, 2 are online; set federation.num_sites=2"):
+        federate(tmp_path / "run", cohorts, small_settings("federation.num_sites=1"))
+
+
+def test_two_sites_of_one_name_are_refused(tmp_path: Path, cohorts: list[Path]) -> None:
+    nodes = [{"site": "north", "cohort": str(cohort)} for cohort in cohorts]
+    grid = InProcessGrid(app, to_run_config(SETTINGS, RunFiles(folder=str(tmp_path / "run"))), nodes)
+    with pytest.raises(MessageError, match=r"expected sites of different names, found \['north', 'north'\]"):
+        coordinate(grid, SETTINGS, tmp_path / "run")
+
+
+def test_other_code_and_a_missing_configuration_are_refused(tmp_path: Path, cohorts, monkeypatch) -> None:
+    monkeypatch.setattr("server.rounds.code_digest", lambda: "another")
+    with pytest.raises(MessageError, match="the server and this site run different code"):
+        federate(tmp_path / "run", cohorts, SETTINGS)
+    monkeypatch.undo()
+    grid = InProcessGrid(app, to_run_config(SETTINGS, RunFiles()), [{"site": "north"}, {}])
+    with pytest.raises(MessageError, match="this node's configuration lacks cohort"):
+        coordinate(grid, SETTINGS, tmp_path / "run")
+
+
+def test_a_run_leaves_its_history_results_and_the_sites_own_predictions(tmp_path: Path, cohorts: list[Path]) -> None:
+    federate(tmp_path / "run", cohorts, small_settings("federation.rounds=2"))
+    record, history = read_run(tmp_path / "run"), read_history(tmp_path / "run")
+    assert (record.status, record.sites, record.kind) == ("finished", ("north", "south"), "federated")
+    assert {(line.step, line.site, line.split) for line in history} == {
+        (step, site, split) for step in (1, 2) for site in ("north", "south") for split in ("train", "val")
+    }
+    assert set(record.more["results"]) == {"north", "south"}
+    assert set(record.more["results"]["north"]) == {"train", "val", "test"}
+    values = {line.step: [] for line in history}
+    for line in history:
+        if line.split == "val":
+            values[line.step].append(line.metrics["auprc"] * line.num_samples / 8)
+    means = {step: sum(parts) for step, parts in values.items()}
+    assert record.best_step == max(means, key=lambda step: (means[step], -step))
+    for site in ("north", "south"):
+        kept = sorted(path.name for path in (tmp_path / "run" / site).iterdir())
+        assert kept == ["chosen", "round_0001", "round_0002"]
+
+
+def test_the_monitor_leaves_out_sites_where_it_is_undefined() -> None:
+    def reply(value: float | None, count: int) -> EvaluateReply:
+        return EvaluateReply(
+            site="any", splits={"val": SplitResult(num_samples=count, losses={}, metrics={"auprc": value})}, seconds=0.0
+        )
+
+    assert mean_monitor("auprc", [reply(0.5, 10), reply(1.0, 30), reply(None, 1000)]) == pytest.approx(0.875)
+    assert mean_monitor("auprc", [reply(None, 5)]) is None
