@@ -109,7 +109,7 @@ def _measurement_hours(rng: np.random.Generator, panel: Panel, stay_hours: float
     planned = np.arange(start, stay_hours, panel.every_hours)
     planned = planned + rng.uniform(-0.15, 0.15, len(planned)) * panel.every_hours
     kept = planned[rng.random(len(planned)) > panel.skipped_share]
-    return np.unique(np.round(60.0 * kept[kept < stay_hours - 0.02])) / 60.0
+    return np.unique(np.round(60.0 * kept[(kept >= -HOURS_BEFORE) & (kept < stay_hours - 0.02)])) / 60.0
 
 
 def _panel_events(
