@@ -24,7 +24,7 @@ class ImageRules:
     longer_than_hours: float = 48.0
     """A stay must last longer than this."""
     outlier_iqr: float = 1.5
-    """A stay is left out where its length lies this many interquartile ranges, or more, beyond a quartile."""
+    """A stay is left out where its length lies more than this many interquartile ranges beyond a quartile."""
     quartiles_over: Literal["all", "train"] = "train"
     """Whose stays, of those long enough, give the quartiles: everyone's, or those of training patients only."""
     min_images: int = 2
@@ -95,8 +95,10 @@ def place_in_stays(
 
 
 def usual_length(stays: pd.DataFrame, rules: ImageRules) -> tuple[float, float]:
-    """The open interval of lengths of stay, in days, that are no outliers among `stays` that are long enough."""
+    """The shortest and the longest stay, in days, that are no outliers among those of `stays` that are long enough."""
     lengths = stays.loc[stays["los_days"] * 24 > rules.longer_than_hours, "los_days"]
+    if lengths.empty:
+        return 0.0, float("inf")
     first, third = lengths.quantile(0.25), lengths.quantile(0.75)
     margin = rules.outlier_iqr * (third - first)
     return float(first - margin), float(third + margin)
@@ -146,7 +148,7 @@ def _typed(metadata: pd.DataFrame, rejections: Rejections) -> pd.DataFrame:
 def _drop_unusual_stays(
     placed: pd.DataFrame, stays: pd.DataFrame, limits: tuple[float, float], rejections: Rejections
 ) -> pd.DataFrame:
-    usual = stays.loc[stays["los_days"].between(*limits, inclusive="neither"), "stay_id"]
+    usual = stays.loc[stays["los_days"].between(*limits), "stay_id"]
     unusual = ~placed["stay_id"].isin(usual)
     _exclude_stays(placed.loc[unusual, "stay_id"], "length of stay is an interquartile outlier", rejections)
     return placed.loc[~unusual]

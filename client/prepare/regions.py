@@ -112,10 +112,10 @@ def _move_rows(images: pd.DataFrame, reuse: pd.Series | None, earlier: Path, out
     """Copy the rows that `reuse` names from `earlier` into `out`, delete `earlier`; the dicom_ids copied."""
     if reuse is None or not len(reuse):
         return set()
-    source = np.load(earlier, mmap_mode="r")
+    source, target = np.load(earlier, mmap_mode="r"), np.load(out, mmap_mode="r+")
     for row, dicom_id in enumerate(images["dicom_id"]):
         if dicom_id in reuse.index:
-            np.load(out, mmap_mode="r+")[row] = source.loc[reuse[dicom_id]]
+            target[row] = source[reuse[dicom_id]]
     earlier.unlink()
     return set(images["dicom_id"]) & set(reuse.index)
 

@@ -34,7 +34,7 @@ def split_patients(
     """
     groups = [sorted(set(with_images)), sorted(set(others) - set(with_images))]
     split = {subject: name for group in groups for subject, name in _split_group(group, set(gold), rules).items()}
-    return pd.Series(split, name="split", dtype=object).rename_axis("subject_id").sort_index()
+    return pd.Series(split, name="split", dtype="str").rename_axis("subject_id").sort_index()
 
 
 def _split_group(subjects: Sequence[int], gold: Collection[int], rules: SplitRules) -> dict[int, str]:
