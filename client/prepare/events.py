@@ -7,6 +7,7 @@ text) and reason (index into REASONS, NULL where there is nothing to count).
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 import duckdb
 import pandas as pd
 
+from client.prepare.parallel import Progress, silent
 from client.prepare.raw import (
     count_broken_lines,
     create_view,
@@ -49,6 +51,8 @@ _NO_FAULT = (_EMPTY, _CLIPPED)
 """Counted without stopping a strict run: nothing was charted, or the profile asks for it."""
 WHERE = "events"
 """The stage under which rejections are counted."""
+
+_PROGRESS_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,7 @@ def read_events(
     rejections: Rejections,
     *,
     check_static: bool,
+    progress: Progress = silent,
 ) -> int:
     """Make the table `events` from the raw tables of SOURCES; returns the number of usable values.
 
@@ -100,11 +105,22 @@ def read_events(
         path = find_table(mimic_iv, f"icu/{source}")
         create_view(connection, "raw_events", path, EVENT_COLUMNS)
         with reading(path):
-            connection.execute(f"{statement} {_scan_sql(source, rules)}")
+            _execute(connection, f"{statement} {_scan_sql(source, rules)}", f"{source}, per cent read", progress)
         count_broken_lines(connection, path, rejections)
         statement = "INSERT INTO events"
     _count_rejections(connection, rejections)
     return connection.execute("SELECT count(value) FROM events").fetchall()[0][0]
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, sql: str, what: str, progress: Progress) -> None:
+    """Execute a long statement in a thread, to tell meanwhile how much of it is done."""
+    progress(what, 0, 100)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(connection.execute, sql)
+        while not wait([running], timeout=_PROGRESS_SECONDS).done:
+            progress(what, max(0, min(99, int(connection.query_progress()))), 100)
+    running.result()
+    progress(what, 100, 100)
 
 
 def _create_stays(connection: duckdb.DuckDBPyConnection, stays: pd.DataFrame) -> None:
