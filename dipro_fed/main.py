@@ -5,6 +5,7 @@ import sys
 import typer
 
 from dipro_fed.inspect import inspect
+from dipro_fed.prepare import prepare
 from dipro_fed.simulate import simulate
 from dipro_fed.synthesize import synthesize
 from dipro_fed.train import train
@@ -27,6 +28,7 @@ def main(
 
 
 app.command()(synthesize)
+app.command()(prepare)
 app.command()(train)
 app.command()(simulate)
 app.command()(inspect)
