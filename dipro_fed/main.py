@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from dipro_fed.compare import compare
 from dipro_fed.inspect import inspect
 from dipro_fed.prepare import prepare
 from dipro_fed.simulate import simulate
@@ -31,6 +32,7 @@ app.command()(synthesize)
 app.command()(prepare)
 app.command()(train)
 app.command()(simulate)
+app.command()(compare)
 app.command()(inspect)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from dipro_model import weighted
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, TASK_CLASSES, Task
@@ -80,7 +80,7 @@ def output_shape(task: Task) -> tuple[int, int]:
 
 def score(
     task: Task,
-    labels: Int[np.ndarray, " sample"] | Int[np.ndarray, "sample disease"],
+    labels: np.ndarray,
     probabilities: Float[np.ndarray, "sample output class"],
 ) -> dict[str, Metric]:
     """Every metric of a task: the keys of `metric_names(task)`.
@@ -98,7 +98,7 @@ def score(
 
 def bootstrap(
     task: Task,
-    labels: Int[np.ndarray, " sample"] | Int[np.ndarray, "sample disease"],
+    labels: np.ndarray,
     probabilities: Float[np.ndarray, "sample output class"],
     patients: np.ndarray,
     *,

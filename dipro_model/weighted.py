@@ -7,7 +7,7 @@ NaN. scikit-learn computes the same numbers one weighting at a time (the tests c
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 Weights = Float[np.ndarray, "resample sample"]
 Values = Float[np.ndarray, " resample"]
@@ -129,5 +129,6 @@ def _where_several(matrix: Float[np.ndarray, "resample label prediction"], value
     return np.where((matrix.sum(axis=2) > 0).sum(axis=1) >= 2, values, np.nan)
 
 
-def _ratio(numerator: Values, denominator: Values) -> Values:
+def _ratio(numerator: Values, denominator: Num[np.ndarray, " resample"]) -> Values:
+    """The quotient; NaN where the denominator is not above 0."""
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)

@@ -333,7 +333,7 @@ def test_fewer_than_two_patients_have_no_interval(num_samples: int) -> None:
     [
         ({"metrics": ["auc"]}, "no metric auc"),
         ({"num_resamples": 0}, "at least one resample"),
-        ({"level": 95}, "between 0 and 1"),
+        ({"level": 95.0}, "between 0 and 1"),
     ],
 )
 def test_bootstrap_settings_that_make_no_sense(change: dict, words: str) -> None:

@@ -1,0 +1,213 @@
+"""The comparison: every model's metrics on the same patients, pooled and at each site, with intervals.
+
+Rows are models: centralized, federated, each site alone; and one row that gives every site's patients to the model
+which that site would have had alone. Columns are the pooled samples of a split and those of each site.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from client.predictions import Predictions
+from dipro_model.metrics import METRICS, Interval, Metric, bootstrap, metric_names, score
+from dipro_model.vocabulary import TASK_CLASSES, Task
+from federation.run_folder import POOLED
+from simulation.runs import Run
+
+ALONE = "each site alone, on its own patients"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One row of the table."""
+
+    label: str
+    kind: str
+    """centralized, federated, local, or alone (the union of all sites' own models on their own patients)."""
+    trained_on: tuple[str, ...]
+    run: str
+    """Folder of the run; empty for the union."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the table: whose samples."""
+
+    site: str
+    """A site's name, or `pooled`."""
+    num_patients: int
+    num_samples: int
+    class_counts: Mapping[str, int]
+    """Labels of each class; for progression over all diseases, so that a sample counts up to seven times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One metric of one model on one column's samples."""
+
+    metric: str
+    model: str
+    site: str
+    result: Metric
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that the report shows."""
+
+    task: Task
+    split: str
+    level: float
+    num_resamples: int
+    seed: int
+    models: tuple[Model, ...]
+    columns: tuple[Column, ...]
+    """Pooled first, then the sites in order."""
+    cells: Mapping[tuple[str, str, str], Cell]
+    """By metric, model label and site."""
+    runs: tuple[Run, ...]
+    differing_settings: Mapping[str, Mapping[str, str]]
+    """Settings that are not the same in all runs: name -> run label -> value as JSON text, absent where unset."""
+    num_leaked: int
+    """Patients with samples in more than one split; more than 0 means that scores may be too good."""
+    notes: tuple[str, ...]
+    """What a reader must know about what the table lacks."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The task's metrics, those of single diseases left out."""
+        return METRICS[self.task]
+
+
+def compare(
+    runs: Sequence[Run], *, split: str = "test", num_resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Comparison:
+    """Score the models of `load_runs` on one split.
+
+    Within a column every model is resampled with the same draws of patients, so that their intervals differ by the
+    models alone.
+    """
+    task, sites = runs[0].record.task, runs[0].record.sites
+    scored = {_model(run): _of_split(run.predictions, split) for run in runs}
+    together, notes = _each_site_alone(runs, sites)
+    if together is not None:
+        union = Model(label=_free(ALONE, runs), kind="alone", trained_on=sites, run="")
+        scored[union] = _of_split(together, split)
+    num_leaked = _num_leaked(runs[0].predictions)
+    if num_leaked:
+        notes.append(f"Patients with samples in more than one split: {num_leaked}. Scores may be too good.")
+    reference = next(iter(scored.values()))
+    columns = [_column(task, site, _at(reference, site)) for site in (POOLED, *sites)]
+    cells = [
+        cell
+        for model, predictions in scored.items()
+        for site in (POOLED, *sites)
+        for cell in _cells(task, model.label, site, _at(predictions, site), num_resamples, seed, level)
+    ]
+    return Comparison(
+        task=task,
+        split=split,
+        level=level,
+        num_resamples=num_resamples,
+        seed=seed,
+        models=tuple(scored),
+        columns=tuple(columns),
+        cells={(cell.metric, cell.model, cell.site): cell for cell in cells},
+        runs=tuple(runs),
+        differing_settings=differing_settings(runs),
+        num_leaked=num_leaked,
+        notes=tuple(notes),
+    )
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Settings, by dotted name, that some runs have otherwise or not at all; the seed is one of them."""
+    flat = {run.label: _flat({"seed": run.record.seed, **run.record.settings}) for run in runs}
+    names = dict.fromkeys(name for settings in flat.values() for name in settings)
+    table = {name: {label: settings[name] for label, settings in flat.items() if name in settings} for name in names}
+    return {name: values for name, values in table.items() if len(values) < len(runs) or len(set(values.values())) > 1}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def _model(run: Run) -> Model:
+    return Model(label=run.label, kind=run.record.kind, trained_on=run.record.trained_on, run=str(run.path))
+
+
+def _free(label: str, runs: Sequence[Run]) -> str:
+    """The label, marked where a run has taken it for itself."""
+    return f"{label} (union)" if label in {run.label for run in runs} else label
+
+
+def _each_site_alone(runs: Sequence[Run], sites: tuple[str, ...]) -> tuple[Predictions | None, list[str]]:
+    """Each site's samples as scored by the site's own local model, or a note why there is no such row."""
+    own = {
+        site: [run for run in runs if run.record.kind == "local" and run.record.trained_on == (site,)] for site in sites
+    }
+    if not any(own.values()):
+        return None, []
+    missing = [site for site, found in own.items() if not found]
+    several = [site for site, found in own.items() if len(found) > 1]
+    if missing or several:
+        words = [f"no local run of {', '.join(missing)}"] if missing else []
+        words += [f"several local runs of {', '.join(several)}"] if several else []
+        return None, [f"There is no row “{ALONE}”: it needs one local run of every site, found {' and '.join(words)}."]
+    first, *others = [_at(found[0].predictions, site) for site, found in own.items()]
+    joined = first.join(others)
+    # The order of the other models' rows, so that the same draws hit the same patients.
+    return joined.select(np.lexsort((joined.sample_id, joined.site))), []
+
+
+def _of_split(predictions: Predictions, split: str) -> Predictions:
+    return predictions.select(predictions.split == split)
+
+
+def _at(predictions: Predictions, site: str) -> Predictions:
+    return predictions if site == POOLED else predictions.select(predictions.site == site)
+
+
+def _patients(predictions: Predictions) -> np.ndarray:
+    """A number for each sample's patient; patients of two sites are two patients, whatever their ids."""
+    pairs = list(zip(predictions.site.tolist(), predictions.subject_id.tolist(), strict=True))
+    numbers = {pair: number for number, pair in enumerate(sorted(set(pairs)))}
+    return np.array([numbers[pair] for pair in pairs], dtype=np.int64)
+
+
+def _num_leaked(predictions: Predictions) -> int:
+    """Patients whose samples lie in more than one split."""
+    in_splits = set(zip(_patients(predictions).tolist(), predictions.split.tolist(), strict=True))
+    return sum(times > 1 for times in Counter(patient for patient, _ in in_splits).values())
+
+
+def _column(task: Task, site: str, predictions: Predictions) -> Column:
+    return Column(
+        site=site,
+        num_patients=len(np.unique(_patients(predictions))),
+        num_samples=len(predictions),
+        class_counts={name: int((predictions.labels == value).sum()) for value, name in enumerate(TASK_CLASSES[task])},
+    )
+
+
+def _cells(
+    task: Task, model: str, site: str, predictions: Predictions, num_resamples: int, seed: int, level: float
+) -> list[Cell]:
+    names = metric_names(task)
+    arguments = (task, predictions.labels, predictions.probabilities)
+    results = score(*arguments)
+    intervals = bootstrap(
+        *arguments, _patients(predictions), metrics=names, num_resamples=num_resamples, seed=seed, level=level
+    )
+    return [Cell(metric=name, model=model, site=site, result=results[name], interval=intervals[name]) for name in names]

@@ -1,0 +1,108 @@
+"""Curves over training as plotly figures, without colours: the page gives them those of its light or dark theme."""
+
+import html
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from federation.run_folder import POOLED, Measurement
+from simulation.compare import Comparison
+from simulation.runs import Run
+from simulation.tables import METRIC_NAMES
+
+Value = Callable[[Measurement], float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One plot of the page."""
+
+    name: str
+    """Its id on the page."""
+    title: str
+    y_title: str
+    traces: tuple[dict[str, Any], ...]
+    """Plotly traces; `meta.color` is the number of the model's colour, `meta.main` is false for a thin line."""
+
+
+def curves(comparison: Comparison) -> list[Figure]:
+    """The validation metric by which models are chosen, and the training and validation losses; empty ones left out."""
+    monitor = comparison.runs[0].record.monitor
+    name = METRIC_NAMES.get(monitor, monitor)
+    plans: list[tuple[str, str, str, str, Value]] = [
+        ("monitor", f"{name} on validation patients", name, "val", lambda each: each.metrics.get(monitor)),
+        ("loss-val", "Loss on validation patients", "loss", "val", lambda each: each.loss),
+        ("loss-train", "Loss on training patients", "loss", "train", lambda each: each.loss),
+    ]
+    figures = [
+        Figure(
+            name=key,
+            title=title,
+            y_title=y_title,
+            traces=tuple(
+                trace
+                for color, run in enumerate(comparison.runs)
+                for trace in _traces(run, color, split, value, is_first=key == "monitor")
+            ),
+        )
+        for key, title, y_title, split, value in plans
+    ]
+    return [figure for figure in figures if figure.traces]
+
+
+def _traces(run: Run, color: int, split: str, value: Value, *, is_first: bool) -> Iterable[dict[str, Any]]:
+    """A run's main line (pooled, or its only site) and a thin one for every other site.
+
+    The first figure names every line and marks the chosen step; in the others the legend is kept short: main lines,
+    and of the thin ones those that are shown from the start, without a name.
+    """
+    rows = [each for each in run.history if each.split == split]
+    sites = list(dict.fromkeys(each.site for each in rows))
+    main = POOLED if POOLED in sites else (sites[0] if len(sites) == 1 else None)
+    for site in sorted(sites, key=lambda each: each != main):
+        is_main = site == main
+        # Sites of a federation are part of its story; those of other runs are one click away in the first legend.
+        is_shown = is_main or run.record.kind == "federated"
+        own = sorted((each for each in rows if each.site == site), key=lambda each: each.step)
+        if not (is_shown or is_first) or all(value(each) is None for each in own):
+            continue
+        line = _line(run, color, site, own, value, is_main=is_main)
+        yield line | {"visible": True if is_shown else "legendonly", "showlegend": is_main or is_first}
+        if is_main and is_first:
+            yield from _best(run, color, own, value)
+
+
+def _line(run: Run, color: int, site: str, own: list[Measurement], value: Value, *, is_main: bool) -> dict[str, Any]:
+    name = run.label if is_main else f"{run.label}: {site}"
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(own) < 12 else "lines",
+        "name": _plain(name),
+        "x": [each.step for each in own],
+        "y": [value(each) for each in own],
+        "line": {"width": 2.5 if is_main else 1.2, "dash": "solid" if is_main else "dot"},
+        "marker": {"size": 5 if is_main else 3},
+        "hovertemplate": f"{run.record.step_unit} %{{x}}: %{{y:.4f}}<extra>{_plain(name)}</extra>",
+        "meta": {"color": color, "main": is_main},
+    }
+
+
+def _best(run: Run, color: int, own: list[Measurement], value: Value) -> Iterable[dict[str, Any]]:
+    chosen = [each for each in own if each.step == run.record.best_step and value(each) is not None]
+    if chosen:
+        yield {
+            "type": "scatter",
+            "mode": "markers",
+            "name": _plain(f"{run.label}: chosen"),
+            "x": [chosen[-1].step],
+            "y": [value(chosen[-1])],
+            "marker": {"size": 11, "symbol": "diamond"},
+            "showlegend": False,
+            "hovertemplate": f"chosen: {run.record.step_unit} %{{x}}, %{{y:.4f}}<extra>{_plain(run.label)}</extra>",
+            "meta": {"color": color, "main": True},
+        }
+
+
+def _plain(text: str) -> str:
+    """Text that plotly shows as it is: it reads tags, entities and %{...} in names and hover labels."""
+    return html.escape(text, quote=False).replace("%{", "%&#123;")

@@ -1,0 +1,158 @@
+"""What the report says in words: titles, the first lines, captions, and how each number was made."""
+
+from collections.abc import Sequence
+
+from dipro_model.vocabulary import Task
+from federation.run_folder import POOLED
+from simulation.compare import Cell, Column, Comparison, Model
+from simulation.tables import METRIC_NAMES, in_words, interval_in_words, three_digits
+
+TASK_TITLES = {
+    Task.DISEASE_PROGRESSION: "Disease progression between radiographs",
+    Task.MORTALITY: "Death in hospital",
+    Task.LENGTH_OF_STAY: "Length of ICU stay",
+}
+KIND_WORDS = {
+    "centralized": "trained with all patients in one place",
+    "federated": "trained across the sites, patients stay where they are",
+    "local": "trained at one site alone",
+    "alone": "every site with the model it trained alone",
+}
+SPLIT_WORDS = {"test": "test", "val": "validation", "train": "training"}
+CAUTION = (
+    "The intervals say how far a value could move with other patients of the same kind. They say nothing about "
+    "training again with another seed, and two intervals that overlap do not prove two models equal."
+)
+
+_OVER_CLASSES = "averaged over worsened, improved and no change, then over diseases"
+MEANINGS = {
+    (
+        Task.MORTALITY,
+        "auroc",
+    ): "chance that a patient who died got a higher risk than one who survived; 0.5 is guessing",
+    (Task.MORTALITY, "auprc"): "average precision; guessing reaches the share of patients who died",
+    (Task.LENGTH_OF_STAY, "kappa"): "agreement with the true class beyond chance, unweighted; 0 is guessing",
+    (Task.LENGTH_OF_STAY, "accuracy"): "share of stays put into the right one of four classes",
+    (Task.DISEASE_PROGRESSION, "f1"): _OVER_CLASSES,
+    (Task.DISEASE_PROGRESSION, "precision"): _OVER_CLASSES,
+    (Task.DISEASE_PROGRESSION, "recall"): _OVER_CLASSES,
+    (Task.DISEASE_PROGRESSION, "auroc"): f"one class against the others, {_OVER_CLASSES}; 0.5 is guessing",
+    (Task.DISEASE_PROGRESSION, "auprc"): (
+        f"one class against the others, {_OVER_CLASSES}; trapezoid under the precision-recall curve, as published"
+    ),
+}
+
+
+def title(comparison: Comparison) -> str:
+    """The task and which ways of training are compared."""
+    kinds = {model.kind for model in comparison.models}
+    named = [kind for kind in ("federated", "centralized", "local") if kind in kinds]
+    return f"{TASK_TITLES[comparison.task]}: {_listed(named)} training"
+
+
+def lead(comparison: Comparison) -> str:
+    """Whom the models are scored on."""
+    pooled, *sites = comparison.columns
+    unseen = ", whom none of them was trained on" if comparison.split == "test" and not comparison.num_leaked else ""
+    who = f"{SPLIT_WORDS[comparison.split]} patients{unseen}: {in_words(comparison.task, pooled)}"
+    where = f"{len(sites)} site{'' if len(sites) == 1 else 's'}"
+    return f"Every model is scored on the same {who} of {where} ({', '.join(classes(comparison.task, pooled))})."
+
+
+def findings(comparison: Comparison) -> list[tuple[str, str]]:
+    """The first metric on the pooled samples, for every way of training that has one model: (model, sentence)."""
+    metric = comparison.metrics[0]
+    found = []
+    for kind in ("centralized", "federated", "alone"):
+        models = [model for model in comparison.models if model.kind == kind]
+        if len(models) == 1:
+            cell = comparison.cells[metric, models[0].label, POOLED]
+            found.append((models[0].label, f"{METRIC_NAMES[metric]} {_value(cell, comparison.level)}"))
+    return found
+
+
+def classes(task: Task, column: Column) -> list[str]:
+    """How many labels of each class; of a yes-or-no outcome the yes alone."""
+    if task is Task.MORTALITY:
+        deaths = column.class_counts["died"]
+        return [f"{deaths} death{'' if deaths == 1 else 's'}"]
+    stayed = "stayed " if task is Task.LENGTH_OF_STAY else ""
+    return [f"{count} {stayed}{name}" for name, count in column.class_counts.items()]
+
+
+def about(model: Model, num_sites: int) -> str:
+    """How a model was trained."""
+    if model.kind != "local" and len(model.trained_on) == num_sites:
+        return KIND_WORDS[model.kind]
+    return f"{KIND_WORDS[model.kind]}: {', '.join(model.trained_on)}"
+
+
+def percent(level: float) -> str:
+    return f"{100 * level:g} %"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def undefined_resamples(comparison: Comparison) -> list[str]:
+    """A sentence on the resamples that some intervals had to leave out; none where none had."""
+    shown = [cell for (metric, _, _), cell in comparison.cells.items() if metric in comparison.metrics]
+    counts = [cell.interval.num_undefined for cell in shown if cell.interval.low is not None]
+    if not any(counts):
+        return []
+    return [
+        f"In {sum(count > 0 for count in counts)} of {len(shown)} cells some resamples left the metric undefined, at "
+        f"most {max(counts)} of {comparison.num_resamples}; their intervals are those of the other resamples (counts "
+        "in table.csv)."
+    ]
+
+
+def curves_caption(units: Sequence[str]) -> str:
+    mixed = " Steps of different runs are not equally long: a round may hold several epochs." if len(units) > 1 else ""
+    return (
+        "Thick: all of a run's patients. Dotted: one site. Diamond: the step whose model is scored above. "
+        f"Click a name to hide or show its line.{mixed}"
+    )
+
+
+def method(comparison: Comparison) -> list[tuple[str, str]]:
+    """Term and explanation, in the order of reading."""
+    return [
+        (
+            "Patients",
+            f"The {SPLIT_WORDS[comparison.split]} split of every site. “All sites together” is the union of the sites' "
+            "patients, scored as one set: not a mean of the sites' values.",
+        ),
+        (
+            "Intervals",
+            f"{percent(comparison.level)} percentile bootstrap intervals from {comparison.num_resamples} resamples "
+            f"(seed {comparison.seed}). Patients are drawn, each with all samples, since samples of one patient "
+            "resemble each other. In a column every model is resampled with the same draws. With few patients they "
+            "are too short, and a value of exactly 1 has an interval without width: read those with care.",
+        ),
+        (
+            "Undefined",
+            "A value that the patients leave undefined, for example because none of them died, is shown as undefined "
+            "with its reason, never as 0.",
+        ),
+        (
+            "Each site alone, on its own patients",
+            "What the sites would have without working together: every site's patients are scored by the model that "
+            "the site trained alone, and the scores of all sites are evaluated as one set.",
+        ),
+        ("Files", "table.csv and table.json hold every number at full precision, curves.csv the course of training."),
+    ]
+
+
+def _value(cell: Cell, level: float) -> str:
+    if cell.result.value is None:
+        return f"undefined ({cell.result.reason})"
+    interval = interval_in_words(cell.interval)
+    return three_digits(cell.result.value) + (f" ({percent(level)} interval {interval})" if interval else "")
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

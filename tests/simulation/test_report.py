@@ -1,0 +1,212 @@
+"""The report's files: numbers as computed, names harmless, nothing loaded from elsewhere, all files or none."""
+
+import csv
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+
+from client.predictions import read_predictions
+from dipro_model.vocabulary import DISEASES, Task
+from simulation.compare import ALONE, Comparison, compare
+from simulation.report import render_report
+from simulation.report_folder import FILES, write_report
+from simulation.runs import load_runs
+from simulation.tables import CURVE_COLUMNS, TABLE_COLUMNS
+from tests.run_folders import SITES, make_patients, with_scores, write_fake_run, write_fake_study
+
+HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)> & %{x} [red]'
+
+
+class Page(HTMLParser):
+    """Collects the tags, the text outside scripts and styles, and every address that the page would load."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [str(value) for name, value in attrs if name in ("src", "href", "action", "data")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def study(folder: Path, task: Task = Task.MORTALITY) -> Comparison:
+    return compare(load_runs(write_fake_study(folder, task)), num_resamples=30)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_csv_equals_a_recomputation(tmp_path: Path) -> None:
+    write_report(study(tmp_path / "runs"), tmp_path / "out")
+    rows = read_csv(tmp_path / "out" / "table.csv")
+    assert tuple(rows[0]) == TABLE_COLUMNS
+    values = {(row["metric"], row["model"], row["site"]): float(row["value"]) for row in rows}
+    scored = read_predictions(tmp_path / "runs" / "fed", Task.MORTALITY, SITES)
+    for site in ("pooled", *SITES):
+        own = scored.select((scored.split == "test") & ((scored.site == site) | (site == "pooled")))
+        risk = own.probabilities[:, 0, 0].astype(np.float64)
+        assert values["auroc", "federated", site] == pytest.approx(sk.roc_auc_score(own.labels, risk), abs=1e-12)
+        expected = sk.average_precision_score(own.labels, risk)
+        assert values["auprc", "federated", site] == pytest.approx(expected, abs=1e-12)
+    assert {row["model"] for row in rows} == {"centralized", "federated", "north alone", "south alone", ALONE}
+    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
+
+
+def test_table_json_holds_the_comparison_at_full_precision(tmp_path: Path) -> None:
+    comparison = study(tmp_path / "runs", Task.DISEASE_PROGRESSION)
+    write_report(comparison, tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert len(facts["cells"]) == len(comparison.cells)
+    for cell in facts["cells"]:
+        expected = comparison.cells[cell["metric"], cell["model"], cell["site"]]
+        assert cell["value"] == expected.result.value
+        assert (cell["low"], cell["high"]) == (expected.interval.low, expected.interval.high)
+    assert facts["bootstrap"] == {
+        "unit": "patient",
+        "kind": "percentile",
+        "level": 0.95,
+        "num_resamples": 30,
+        "seed": 0,
+    }
+    assert facts["differing_settings"]["strategy"] == {"federated": '"fedavg"'}
+
+
+def test_curves_csv_holds_every_measurement(tmp_path: Path) -> None:
+    comparison = study(tmp_path / "runs")
+    write_report(comparison, tmp_path / "out")
+    rows = read_csv(tmp_path / "out" / "curves.csv")
+    assert tuple(rows[0]) == CURVE_COLUMNS
+    found = {
+        (row["run"], row["site"], row["split"], int(row["step"])): float(row["value"])
+        for row in rows
+        if row["quantity"] == "auprc"
+    }
+    expected = {
+        (run.label, each.site, each.split, each.step): each.metrics["auprc"]
+        for run in comparison.runs
+        for each in run.history
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_the_page_says_what_was_compared(tmp_path: Path, task: Task) -> None:
+    comparison = study(tmp_path / "runs", task)
+    page = Page(render_report(comparison))
+    pooled = comparison.columns[0]
+    assert f"{pooled.num_patients} patients, {pooled.num_samples} " in page.text
+    assert "whom none of them was trained on" in page.text
+    assert "95 % percentile bootstrap intervals from 30 resamples" in page.text
+    assert "training.local_epochs" in page.text
+    for metric in comparison.metrics:
+        for model in comparison.models:
+            cell = comparison.cells[metric, model.label, "pooled"]
+            assert f"{cell.result.value:.3f}" in page.text
+    assert all(disease in page.text for disease in DISEASES) == (task is Task.DISEASE_PROGRESSION)
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    page = Page(render_report(study(tmp_path / "runs")))
+    assert "link" not in page.tags
+    assert "iframe" not in page.tags
+    assert all(address.startswith("#note-") for address in page.addresses)
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    patients = make_patients(Task.MORTALITY, sites=(HOSTILE, "b"))
+    labels = np.where(patients.site == "b", 0, patients.labels).astype(np.int8)
+    scored = with_scores(replace(patients, labels=labels), 1.0, 1)
+    folders = [
+        write_fake_run(tmp_path / "a", scored, kind="federated", name=HOSTILE, settings={HOSTILE: HOSTILE}),
+        write_fake_run(tmp_path / "b", scored, kind="local", trained_on=[HOSTILE], settings={}),
+    ]
+    comparison = compare(load_runs(folders), num_resamples=20)
+    html = render_report(comparison)
+    page, harmless = Page(html), Page(render_report(study(tmp_path / "runs")))
+    assert page.tags.count("script") == harmless.tags.count("script") == 3
+    assert "img" not in page.tags
+    assert page.handlers == []
+    assert page.text.count("<img src=x onerror=alert(2)> & %{x} [red]") > 3
+    start = html.index('id="figures">') + len('id="figures">')
+    figures = json.loads(html[start : html.index("</script>", start)])
+    names = [trace["name"] for trace in figures[0]["traces"]]
+    assert all("<" not in name and "%{" not in name for name in names)
+    write_report(comparison, tmp_path / "out")
+    assert HOSTILE in {row["model"] for row in read_csv(tmp_path / "out" / "table.csv")}
+
+
+def test_undefined_is_said_with_its_reason(tmp_path: Path) -> None:
+    patients = make_patients(Task.MORTALITY)
+    labels = np.where(patients.site == "south", 0, patients.labels).astype(np.int8)
+    run = write_fake_run(tmp_path / "run", with_scores(replace(patients, labels=labels), 1.0, 1), kind="federated")
+    comparison = compare(load_runs([run]), num_resamples=20)
+    html = render_report(comparison)
+    assert Page(html).text.count("undefined 1") == 2
+    assert 'title="needs labels of at least two classes, found one class only"' in html
+    write_report(comparison, tmp_path / "out")
+    south = [row for row in read_csv(tmp_path / "out" / "table.csv") if row["site"] == "south"]
+    assert all(row["value"] == row["low"] == row["high"] == "" and "two classes" in row["reason"] for row in south)
+
+
+def test_a_history_without_a_validation_metric_still_makes_a_page(tmp_path: Path) -> None:
+    runs = load_runs(write_fake_study(tmp_path / "runs", Task.MORTALITY)[:1])
+    silent = replace(runs[0], history=[replace(each, loss=None, metrics={}) for each in runs[0].history])
+    page = Page(render_report(compare([silent], num_resamples=5)))
+    assert page.tags.count("script") == 0
+    assert "AUROC" in page.text
+
+
+def test_an_earlier_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    comparison, out = study(tmp_path / "runs"), tmp_path / "deep" / "out"
+    write_report(comparison, out)
+    (out / "table.csv").write_text("old")
+    write_report(comparison, out)
+    assert sorted(each.name for each in out.iterdir()) == sorted(FILES)
+    assert (out / "table.csv").read_text() != "old"
+    assert [each.name for each in out.parent.iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison, out = study(tmp_path / "runs"), tmp_path / "out"
+    write_report(comparison, out)
+    before = {each.name: each.read_bytes() for each in out.iterdir()}
+
+    def fail(_: Comparison) -> str:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("simulation.report_folder.render_report", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_report(comparison, out)
+    assert {each.name: each.read_bytes() for each in out.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    comparison = study(tmp_path / "runs")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "table.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"found table\.csv; choose another --out"):
+        write_report(comparison, tmp_path / "out")
+    assert (tmp_path / "out" / "table.csv").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="found a file"):
+        write_report(comparison, tmp_path / "file")
