@@ -61,10 +61,10 @@ def unused_official_shapes(config: DiProConfig) -> dict[str, tuple[int | None, .
     return unused
 
 
-def official_problems(state_dict: Mapping[str, Tensor], model: DiPro) -> list[str]:
-    """What keeps a published state dict from being loaded into this model, by published name; empty where it fits."""
-    ours = {official_name(name): shape for name, shape in shapes_of(model).items()}
-    return state_dict_problems(state_dict, ours | unused_official_shapes(model.config))
+def official_shapes(model: DiPro) -> dict[str, tuple[int | None, ...]]:
+    """Name and shape of every tensor of a published checkpoint for this model (None: any length)."""
+    used = {official_name(name): shape for name, shape in shapes_of(model).items()}
+    return used | unused_official_shapes(model.config)
 
 
 def load_official_state_dict(state_dict: Mapping[str, Tensor], task: Task | str) -> DiPro:
@@ -73,7 +73,7 @@ def load_official_state_dict(state_dict: Mapping[str, Tensor], task: Task | str)
     Raises ValueError that names every missing, unexpected or misshapen tensor; nothing is loaded in part.
     """
     model = DiPro(DiProConfig.published(task))
-    problems = official_problems(state_dict, model)
+    problems = state_dict_problems(state_dict, official_shapes(model))
     if problems:
         raise ValueError(
             f"published checkpoint for {model.config.task}: {len(problems)} tensors do not fit: "

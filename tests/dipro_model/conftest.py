@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 
@@ -59,6 +60,14 @@ def small_model(task: Task, *, seed: int = 0, num_fusion_layers: int = 1) -> DiP
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
     return model.eval()
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """As users run it: what the tests' own checks of types and shapes would refuse first comes through."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
