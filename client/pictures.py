@@ -1,5 +1,6 @@
 """A picture of a few stays: their radiographs, put together from region crops, on a time line above EHR curves."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ _HOURS_SHOWN = 48.0
 """Hours of every stay that the curves show at least, and ..."""
 _HOURS_AFTER = 12.0
 """... hours that they go on after the last image shown."""
+_CAPTION_LETTERS = 140
+"""Letters that fit above all radiographs of a stay together."""
 _MAX_SHOWN = 6
 """Radiographs drawn for one stay; more would be too small to see."""
 
@@ -103,7 +106,7 @@ def _draw_stay(block: SubFigure, cohort: Cohort, stay_id: int) -> None:
     for place, (row, dicom_id, hour) in enumerate(zip(images.index, images["dicom_id"], images["hours"], strict=True)):
         axes = block.add_subplot(rows[0, place])
         _draw_radiograph(axes, cohort, row, dicom_id)
-        axes.set_title(_caption(cohort, dicom_id, hour), fontsize=7.5, loc="left")
+        axes.set_title(_caption(cohort, dicom_id, hour, _CAPTION_LETTERS // len(images)), fontsize=7.5, loc="left")
         line = ConnectionPatch(
             xyA=(0.5, 0),
             coordsA=axes.transAxes,
@@ -129,13 +132,14 @@ def _draw_radiograph(axes: Axes, cohort: Cohort, row: int, dicom_id: str) -> Non
     axes.set_axis_off()
 
 
-def _caption(cohort: Cohort, dicom_id: str, hour: float) -> str:
-    """When the image was taken and what it shows against the image before."""
+def _caption(cohort: Cohort, dicom_id: str, hour: float, width: int) -> str:
+    """When the image was taken and what it shows against the image before, in lines of at most `width` letters."""
     before = cohort.pairs.loc[cohort.pairs["second_dicom_id"] == dicom_id]
     lines = [f"hour {hour:.1f}"]
     for code, word in enumerate(PROGRESSIONS):
         named = [disease for disease in DISEASES if len(before) and before[disease].iloc[0] == code]
-        lines += [f"{word}: {', '.join(named[i : i + 2])}" for i in range(0, len(named), 2)]
+        if named:
+            lines += textwrap.wrap(f"{word}: {', '.join(named)}", width, subsequent_indent="    ")
     return "\n".join(lines)
 
 
