@@ -37,6 +37,8 @@ def connect(
     }
     connection = duckdb.connect(config=config)
     try:
+        # Progress is there to be asked for; the library prints none.
+        connection.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
         yield connection
     finally:
         connection.close()
