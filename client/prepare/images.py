@@ -58,14 +58,15 @@ def find_radiographs(metadata: pd.DataFrame, rules: ImageRules, rejections: Reje
     return frame.loc[~earlier, ["dicom_id", "subject_id", "study_id", "taken"]].reset_index(drop=True)
 
 
-def numbers(text: pd.Series) -> pd.Series:
-    """The numbers written in a column of text, NaN where it holds none."""
-    return pd.Series(pd.to_numeric(text, errors="coerce"), index=text.index)
+def identifiers(text: pd.Series) -> pd.Series:
+    """The whole numbers written in a column of text, NaN where it holds none."""
+    written = _numbers(text)
+    return written.where(written % 1 == 0)
 
 
 def study_times(date: pd.Series, time: pd.Series) -> pd.Series:
     """Date (YYYYMMDD) and time (HHMMSS, leading zeros lost, fractions of a second dropped) as instants, NaT if bad."""
-    seconds = numbers(time)
+    seconds = _numbers(time)
     # A number outside a day's range cannot be a time; letting it through would overflow the cast to whole numbers.
     digits = seconds.where(seconds.between(0, 240000)).fillna(-1).astype("int64")
     text = date.astype("string").str.strip() + " " + digits.astype("string").str.zfill(6)
@@ -127,10 +128,14 @@ def select_images(
     return _limit_number(spaced, rules, rejections)
 
 
+def _numbers(text: pd.Series) -> pd.Series:
+    return pd.Series(pd.to_numeric(text, errors="coerce"), index=text.index)
+
+
 def _typed(metadata: pd.DataFrame, rejections: Rejections) -> pd.DataFrame:
     frame = metadata.assign(
-        subject_id=numbers(metadata.loc[:, "subject_id"]),
-        study_id=numbers(metadata.loc[:, "study_id"]),
+        subject_id=identifiers(metadata.loc[:, "subject_id"]),
+        study_id=identifiers(metadata.loc[:, "study_id"]),
         taken=study_times(metadata.loc[:, "StudyDate"], metadata.loc[:, "StudyTime"]),
         ViewPosition=metadata["ViewPosition"].str.strip().replace("", None),
     )

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from client.prepare.images import numbers
+from client.prepare.images import identifiers
 from client.prepare.raw import find_table, read_header, read_table
 from client.prepare.rejections import Rejections
 from client.prepare.scene_graphs import COMPARISON_COLUMNS
@@ -54,7 +54,7 @@ def read_gold(connection: duckdb.DuckDBPyConnection, folder: Path, rejections: R
     path = find_table(folder, GOLD_TABLE)
     optional = [column for column in ("attribute",) if column in read_header(path)]
     rows = read_table(connection, path, [*GOLD_COLUMNS, *optional], rejections)
-    subject = numbers(rows.loc[:, "patient_id"])
+    subject = identifiers(rows.loc[:, "patient_id"])
     nameless = subject.isna() | rows[["current_image_id", "previous_image_id", "label_name"]].isna().any(axis=1)
     wordless = ~nameless & ~rows["comparison"].isin(PROGRESSIONS)
     for reason, bad in {

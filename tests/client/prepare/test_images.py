@@ -70,14 +70,20 @@ def test_only_the_latest_ap_of_a_study_is_found():
 def test_faulty_metadata_rows_are_counted_by_reason_and_stop_a_strict_run():
     good, nameless, timeless = metadata_row("good", 1), list(metadata_row("x", 2)), list(metadata_row("y", 3))
     nameless[1], timeless[5] = "ten", "noon"
-    table = metadata([good, good, tuple(nameless), tuple(timeless)])
+    fraction, endless = list(metadata_row("u", 2)), list(metadata_row("v", 2))
+    fraction[2], endless[1] = "12.5", "inf"
+    table = metadata([good, good, *map(tuple, (nameless, timeless, fraction, endless))])
     rejections = Rejections()
     assert find_radiographs(table, CORRECTED, rejections)["dicom_id"].tolist() == ["good"]
     assert rejections.count("metadata row repeated") == 1
-    assert rejections.count("image without a usable dicom_id, subject_id or study_id") == 1
+    assert rejections.count("image without a usable dicom_id, subject_id or study_id") == 3
     assert rejections.count("study date or time unreadable") == 1
     with pytest.raises(PrepareError, match="strict mode stops"):
         find_radiographs(table, CORRECTED, Rejections(strict=True))
+
+
+def test_a_table_without_rows_gives_no_images():
+    assert find_radiographs(metadata([]), CORRECTED, Rejections(strict=True)).empty
 
 
 def test_images_lie_in_long_enough_stays_whose_ends_belong_to_them():
