@@ -1,0 +1,189 @@
+"""Samples are cut as the cohort's windows say, and records that cannot serve are refused by name."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.cohort import CohortError, open_cohort
+from client.dataset import DataError, SampleSet, require_every_split, require_trainable
+from client.records import SiteRecords, SiteSpec
+from dipro_model.vocabulary import DISEASES, EHR_VARIABLES, NOT_MENTIONED, SPLITS, Task
+from tests.make_cohort import WINDOWS, reseal, write_cohort, write_table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("cohorts") / "north", num_patients=16)
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> SiteRecords:
+    return SiteRecords(SiteSpec(name="north", cohort=folder))
+
+
+def test_a_stay_sample_holds_the_first_hours_and_images(folder: Path, site: SiteRecords) -> None:
+    cohort, samples = open_cohort(folder), SampleSet([site], Task.MORTALITY, "train")
+    assert len(samples) == sum(cohort.samples_mortality.split == "train")
+    for index, sample in enumerate(samples.samples):
+        stay, images = samples[index], cohort.images[cohort.images.stay_id == sample.stay.stay_id]
+        rows = cohort.ehr_hourly[(cohort.ehr_hourly.stay_id == sample.stay.stay_id) & (cohort.ehr_hourly.hour < 48)]
+        np.testing.assert_array_equal(stay.ehr_hours.numpy(), rows.hour)
+        np.testing.assert_allclose(stay.ehr.numpy(), rows[list(EHR_VARIABLES)], rtol=1e-6)
+        np.testing.assert_allclose(stay.intervals.numpy()[:, 0], images.hours[:-1], rtol=1e-6)
+        np.testing.assert_allclose(stay.intervals.numpy()[:, 1], images.hours[1:], rtol=1e-6)
+        np.testing.assert_array_equal(stay.regions.numpy()[:, :, 0], cohort.regions[images.index])
+        label = cohort.samples_mortality.set_index("stay_id").label[sample.stay.stay_id]
+        assert stay.label is not None
+        assert int(stay.label) == label == sample.label[0]
+
+
+def test_a_pair_sample_holds_two_frames_and_the_hours_between(folder: Path, site: SiteRecords) -> None:
+    cohort, samples = open_cohort(folder), SampleSet([site], Task.DISEASE_PROGRESSION, "train")
+    pairs = cohort.pairs.set_index("second_dicom_id")
+    assert {sample.sample_id for sample in samples.samples} <= set(pairs.index)
+    for index, sample in enumerate(samples.samples):
+        pair, stay = pairs.loc[sample.sample_id], samples[index]
+        hours = stay.ehr_hours.numpy()
+        assert stay.regions.shape[:3] == (2, 10, 1)
+        assert hours.min() >= pair.first_hour - WINDOWS["pair_hours_before"] > hours.min() - 1
+        assert hours.max() <= pair.second_hour + WINDOWS["pair_hours_after"] < hours.max() + 1
+        assert stay.label is not None
+        assert stay.region_progression is not None
+        assert stay.label.tolist() == [pair[disease] for disease in DISEASES]
+        np.testing.assert_array_equal(stay.region_progression.numpy().reshape(-1), pair.region_progression)
+
+
+def test_an_image_after_the_window_is_left_out(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "late", num_patients=4, num_images=3)
+    images = open_cohort(folder).images
+    images.loc[images.groupby("stay_id").tail(1).index, "hours"] = 48.0  # the window ends before hour 48
+    write_table(folder, "images", images)
+    reseal(folder)
+    samples = SampleSet([SiteRecords(SiteSpec(name="late", cohort=folder))], Task.MORTALITY, "train")
+    assert {samples[index].regions.shape[0] for index in range(len(samples))} == {2}
+
+
+def test_a_pair_without_labels_is_not_mentioned(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "silent", num_patients=4)
+    write_table(folder, "pairs", open_cohort(folder).pairs.head(0))
+    reseal(folder)
+    site = SiteRecords(SiteSpec(name="silent", cohort=folder))
+    sample = SampleSet([site], Task.MORTALITY, "train")[0]
+    assert sample.region_progression is not None
+    assert bool((sample.region_progression == NOT_MENTIONED).all())
+    with pytest.raises(DataError, match="silent: no sample for disease_progression in the train split"):
+        require_trainable(SampleSet([site], Task.DISEASE_PROGRESSION, "train"))
+
+
+def test_small_crops_are_means_over_squares(folder: Path, site: SiteRecords) -> None:
+    small = SiteRecords(SiteSpec(name="north", cohort=folder), crop_pixels=32)
+    full, reduced = site.crops([3, 0]), small.crops([3, 0])
+    assert reduced.shape == (2, 10, 1, 32, 32)
+    expected = full.float().unfold(3, 7, 7).unfold(4, 7, 7).mean(dim=(5, 6))  # 224 = 32 x 7
+    assert float((reduced.float() - expected).abs().max()) <= 0.5 + 1e-4
+
+
+def test_a_site_of_some_patients_sees_only_them(folder: Path) -> None:
+    everyone = open_cohort(folder).stays
+    chosen = tuple(everyone.subject_id[:5].tolist())
+    site = SiteRecords(SiteSpec(name="part", cohort=folder, subjects=chosen))
+    assert {stay.subject_id for stay in site.stays.values()} == set(chosen)
+    assert set(site.pairs.stay_id) <= set(site.stays)
+    for split in SPLITS:
+        for _, subject in SampleSet([site], Task.LENGTH_OF_STAY, split).patients:
+            assert subject in chosen
+
+
+def test_labels_are_counted_from_this_split_alone(folder: Path, site: SiteRecords) -> None:
+    cohort = open_cohort(folder)
+    inside = cohort.pairs[cohort.pairs.stay_id.isin(cohort.stays.stay_id[cohort.stays.split == "train"])]
+    counts = SampleSet([site], Task.MORTALITY, "train").progression_counts()
+    for row, disease in zip(counts, DISEASES, strict=True):
+        assert row.tolist() == [int((inside[disease] == value).sum()) for value in range(3)]
+
+
+def test_sites_that_cannot_serve_are_named(tmp_path: Path, folder: Path, site: SiteRecords) -> None:
+    survivors = SiteRecords(SiteSpec(name="south", cohort=write_cohort(tmp_path / "s", num_patients=8, deaths=False)))
+    with pytest.raises(DataError, match="south: all 4 samples for mortality in the train split carry the same label"):
+        require_trainable(SampleSet([survivors], Task.MORTALITY, "train"))
+    require_trainable(SampleSet([survivors, site], Task.MORTALITY, "train"))
+    no_val = SiteRecords(SiteSpec(name="west", cohort=write_cohort(tmp_path / "w", splits=("train", "test"))))
+    with pytest.raises(DataError, match="site west: no patient with a sample for mortality in the val split"):
+        require_every_split([site, no_val], Task.MORTALITY, SPLITS)
+    with pytest.raises(CohortError, match="site nobody: none of its stays"):
+        SiteRecords(SiteSpec(name="nobody", cohort=folder, subjects=()))
+    for name in ("../up", "", "pooled", "a/b"):
+        with pytest.raises(ValueError, match="cannot be a site's name"):
+            SiteSpec(name=name, cohort=folder)
+
+
+def test_a_stay_without_hours_is_refused(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "gap", num_patients=4)
+    cohort = open_cohort(folder)
+    write_table(folder, "ehr_hourly", cohort.ehr_hourly[cohort.ehr_hourly.stay_id != cohort.stays.stay_id[0]])
+    reseal(folder)
+    with pytest.raises(CohortError, match=f"stay {cohort.stays.stay_id[0]} has images but no row in ehr_hourly"):
+        SiteRecords(SiteSpec(name="gap", cohort=folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "found no manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "expected JSON"),
+        (lambda folder: (folder / "pairs.parquet").unlink(), "pairs.parquet: the manifest lists this file"),
+        (lambda folder: (folder / "report.json").write_text("{ }"), "report.json: expected 2 bytes, found 3"),
+        (lambda folder: (folder / "report.json").write_text("[]"), "report.json: its checksum differs"),
+    ],
+)
+def test_a_cohort_that_is_not_whole_is_refused(tmp_path: Path, change, words: str) -> None:
+    folder = write_cohort(tmp_path / "broken", num_patients=2)
+    change(folder)
+    with pytest.raises(CohortError, match=words):
+        open_cohort(folder)
+
+
+def test_a_cohort_of_another_version_or_shape_is_refused(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "other", num_patients=2)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for change, words in (
+        ({"schema_version": 2}, "expected schema version 1, found 2"),
+        ({"windows": {}}, "`windows`"),
+    ):
+        (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(CohortError, match=words):
+            open_cohort(folder)
+    stays = open_cohort_frame(folder, manifest)
+    stays.drop(columns="age").to_parquet(folder / "stays.parquet")
+    reseal(folder)
+    with pytest.raises(CohortError, match=r"stays\.parquet: expected a column `age` of type double, found none"):
+        open_cohort(folder)
+
+
+def open_cohort_frame(folder: Path, manifest: dict):
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return open_cohort(folder).stays
+
+
+def test_changed_pixels_are_noticed_unless_asked_not_to_look(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "pixels", num_patients=2)
+    regions = np.load(folder / "regions.npy", mmap_mode="r+")
+    regions[0, 0, 0, 0] ^= 1
+    regions.flush()
+    with pytest.raises(CohortError, match=r"regions\.npy: its checksum differs"):
+        open_cohort(folder)
+    open_cohort(folder, verify_regions=False)
+    np.save(folder / "regions.npy", np.zeros((1, 10, 224, 224), np.uint8))
+    reseal(folder)
+    with pytest.raises(CohortError, match=r"one row for each row of images\.parquet"):
+        open_cohort(folder, verify_regions=False)
+
+
+def test_tensors_do_not_share_memory_with_the_records(site: SiteRecords) -> None:
+    samples = SampleSet([site], Task.MORTALITY, "train")
+    before = samples[0].ehr.clone()
+    samples[0].ehr.add_(0.0)
+    assert torch.equal(samples[0].ehr, before)

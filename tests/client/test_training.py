@@ -1,0 +1,175 @@
+"""The schedule, the accumulation and the scores, each against a plain computation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from client.dataset import SampleSet
+from client.records import SiteRecords, SiteSpec
+from client.training import (
+    TrainingError,
+    choose_device,
+    class_weights,
+    learning_rate,
+    make_optimizer,
+    predict,
+    train_epoch,
+)
+from dipro_model import collate, objective
+from dipro_model.vocabulary import Task
+from federation.initial import initial_model
+from federation.weights import flatten_weights
+from tests.make_cohort import write_cohort
+from tests.small_run import small_settings
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> SiteRecords:
+    cohort = write_cohort(tmp_path_factory.mktemp("cohorts") / "north", num_patients=20)
+    return SiteRecords(SiteSpec(name="north", cohort=cohort), crop_pixels=16)
+
+
+def test_the_rate_falls_as_a_cosine() -> None:
+    settings = small_settings("training.learning_rate=0.02", "training.final_learning_rate=0.01")
+    rates = [learning_rate(settings, epoch, 10) for epoch in range(11)]
+    assert rates[0] == 0.02
+    assert rates[5] == pytest.approx(0.015)
+    assert rates[10] == pytest.approx(0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer := torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02), T_max=10, eta_min=0.01
+    )
+    for rate in rates[:-1]:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        optimizer.step()
+        scheduler.step()
+    assert learning_rate(small_settings("training.schedule=constant"), 7, 10) == 1e-3
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(site: SiteRecords) -> None:
+    # Without batch statistics, dropout and terms that are means over pairs, three batches of 4, 4 and 2 samples must
+    # give the gradient of one batch of ten.
+    common = ("training.optimizer=sgd", "training.batch_norm=frozen", "model.dropout=0.0", "training.weight_decay=0.0")
+    samples, results = SampleSet([site], Task.LENGTH_OF_STAY, "train"), []
+    assert len(samples) == 10
+    for sizes in (("training.batch_size=4", "training.accumulated_batches=3"), ("training.batch_size=10",)):
+        settings = small_settings("task=length_of_stay", *common, *sizes)
+        model = initial_model(settings)
+        object.__setattr__(model.config, "loss", _task_loss_only(model.config.loss))
+        losses = train_epoch(
+            model,
+            samples,
+            make_optimizer(model, settings),
+            settings,
+            class_weights(samples, settings),
+            epoch=0,
+            num_epochs=1,
+        )
+        results.append((flatten_weights(model), losses["task"]))
+    assert np.abs(results[0][0] - results[1][0]).max() < 1e-6
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
+
+
+def _task_loss_only(loss):
+    return type(loss)(task=loss.task, orthogonal=0.0, temporal=0.0, static=0.0, dynamic=0.0)
+
+
+def test_scores_are_those_of_single_stays(site: SiteRecords) -> None:
+    settings = small_settings()
+    samples, model = SampleSet([site], Task.MORTALITY, "train"), initial_model(settings)
+    scores = predict(model, samples, settings, class_weights(samples, settings))
+    assert scores.probabilities.shape == (10, 1, 1)
+    model.eval()
+    with torch.no_grad():
+        alone = [float(model(collate([samples[index]])).logits.sigmoid()) for index in range(len(samples))]
+    np.testing.assert_allclose(scores.probabilities[:, 0, 0], alone, atol=1e-5)
+    np.testing.assert_array_equal(scores.labels, samples.labels)
+
+
+def test_training_lowers_the_loss(site: SiteRecords) -> None:
+    for task in Task:
+        settings = small_settings(f"task={task}", "training.learning_rate=3e-3")
+        samples, model = SampleSet([site], task, "train"), initial_model(settings)
+        optimizer, weights = make_optimizer(model, settings), class_weights(samples, settings)
+        before = predict(model, samples, settings, weights).losses["total"]
+        for epoch in range(12):
+            train_epoch(model, samples, optimizer, settings, weights, epoch=epoch, num_epochs=12)
+        after = predict(model, samples, settings, weights).losses["total"]
+        assert after < before * (0.8 if task is Task.MORTALITY else 1.0)  # only deaths follow what the model sees
+
+
+def test_death_weighs_what_the_training_labels_say(site: SiteRecords) -> None:
+    samples = SampleSet([site], Task.MORTALITY, "train")
+    deaths, total = int(samples.labels.sum()), len(samples)
+    expected = {"balanced": (total - deaths) / deaths, "published": deaths / total}
+    for weighting, value in expected.items():
+        weights = class_weights(samples, small_settings(f"training.class_weights={weighting}"))
+        assert float(weights.mortality_positive) == pytest.approx(value)
+    assert class_weights(samples, small_settings("training.class_weights=none")).mortality_positive is None
+
+
+def test_frozen_batch_norm_keeps_its_statistics(site: SiteRecords) -> None:
+    samples = SampleSet([site], Task.MORTALITY, "train")
+    for mode, moves in (("frozen", False), ("train", True)):
+        settings = small_settings(f"training.batch_norm={mode}")
+        model = initial_model(settings)
+        before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+        train_epoch(
+            model,
+            samples,
+            make_optimizer(model, settings),
+            settings,
+            class_weights(samples, settings),
+            epoch=0,
+            num_epochs=1,
+        )
+        after = dict(model.named_buffers())
+        assert any(not torch.equal(value, after[name]) for name, value in before.items()) is moves
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(site: SiteRecords) -> None:
+    settings = small_settings()
+    samples, model = SampleSet([site], Task.MORTALITY, "train"), initial_model(settings)
+    with torch.no_grad():
+        model.heads[0][-1].bias.fill_(math.nan)  # pyright: ignore
+    before = flatten_weights(model)
+    with pytest.raises(TrainingError, match=r"epoch 3, step 1: the loss is not finite \(task\)"):
+        train_epoch(
+            model,
+            samples,
+            make_optimizer(model, settings),
+            settings,
+            class_weights(samples, settings),
+            epoch=2,
+            num_epochs=9,
+        )
+    moved = flatten_weights(model) != before
+    names = [
+        name for name, value in model.state_dict().items() if value.is_floating_point() for _ in range(value.numel())
+    ]
+    changed = {name for name, different in zip(names, moved, strict=True) if different}
+    assert all("running" in name or name.startswith("heads.0.") for name in changed)
+
+
+def test_the_loss_reported_is_the_objective(site: SiteRecords) -> None:
+    settings = small_settings("training.batch_size=10")
+    samples, model = SampleSet([site], Task.MORTALITY, "train"), initial_model(settings)
+    weights = class_weights(samples, settings)
+    losses = predict(model, samples, settings, weights).losses
+    batch = collate([samples[index] for index in range(len(samples))])
+    model.eval()
+    with torch.no_grad():
+        total, parts = objective(model(batch), batch, model.config, weights)
+    assert losses["total"] == pytest.approx(float(total), rel=1e-5)
+    assert set(losses) == {"total", *parts}
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert choose_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"--device cuda: .*use auto, cpu or cuda"):
+            choose_device("cuda")
+    with pytest.raises(ValueError, match="--device abacus"):
+        choose_device("abacus")

@@ -1,0 +1,80 @@
+"""Federated training through `flwr run` itself: SuperLink, Ray, one process a site."""
+
+import subprocess
+import time
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+
+from client.predictions import read_predictions
+from client.records import SiteSpec
+from dipro_model.metrics import score
+from dipro_model.vocabulary import Task
+from federation.messages import MessageError
+from federation.run_folder import POOLED, read_history, read_run
+from simulation.flower import project_folder, simulate
+from tests.make_cohort import write_cohort
+from tests.small_run import federate, last_weights, small_settings
+
+
+@pytest.mark.slow
+def test_flower_gives_what_one_process_gives(tmp_path: Path) -> None:
+    cohorts = [
+        write_cohort(tmp_path / name, num_patients=16, seed=seed, first_subject=first)
+        for name, seed, first in (("north", 1, 100), ("south", 2, 500))
+    ]
+    settings = small_settings("federation.rounds=2")
+    specs = [SiteSpec(name=cohort.name, cohort=cohort) for cohort in cohorts]
+    seen = []
+    record = simulate(specs, settings, tmp_path / "flower", on_round=seen.extend)
+    assert (record.status, record.sites) == ("finished", ("north", "south"))
+    assert {line.step for line in seen} == {1, 2}
+    expected = federate(tmp_path / "here", cohorts, settings)
+    for name, tensor in last_weights(tmp_path / "flower").items():
+        assert float((tensor - expected[name]).abs().max()) <= 1e-6, name
+    _check_pooled(tmp_path / "flower", settings.federation.rounds)
+    _check_nothing_is_left(tmp_path)
+
+
+def _check_nothing_is_left(folder: Path) -> None:
+    """Flower's own subprocesses get a moment to follow the SuperLink that was ended."""
+    for _ in range(60):
+        running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        left = [line for line in running.splitlines() if str(folder) in line]
+        if not left:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"processes of the run are still there: {left}")
+
+
+def _check_pooled(run: Path, rounds: int) -> None:
+    """The pooled validation metric of the chosen round is that of the union of the sites' predictions."""
+    history, record = read_history(run), read_run(run)
+    pooled = {line.step: line for line in history if line.site == POOLED}
+    assert set(pooled) == set(range(1, rounds + 1))
+    union = read_predictions(run, Task.MORTALITY, ["north", "south"])
+    validation = union.select(union.split == "val")
+    metrics = score(Task.MORTALITY, validation.labels.astype(int), validation.probabilities)
+    step = record.best_step or rounds
+    assert pooled[step].metrics == {name: pytest.approx(metric.value) for name, metric in metrics.items()}
+    assert pooled[step].num_samples == len(validation)
+
+
+@pytest.mark.slow
+def test_a_failing_site_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
+    north = write_cohort(tmp_path / "north", num_patients=16)
+    south = write_cohort(tmp_path / "south", num_patients=16, deaths=False)
+    specs = [SiteSpec(name=cohort.name, cohort=cohort) for cohort in (north, south)]
+    with pytest.raises(MessageError, match="all 8 samples for mortality in the train split carry the same label"):
+        simulate(specs, small_settings("federation.rounds=1"), tmp_path / "run")
+
+
+def test_the_bundle_holds_the_code_that_runs_at_a_site_and_nothing_else() -> None:
+    with zipfile.ZipFile(BytesIO(build_fab_from_disk(project_folder()))) as bundle:
+        names = [name for name in bundle.namelist() if name not in ("pyproject.toml", ".info/CONTENT")]
+    assert {"client/app.py", "server/app.py", "federation/messages.py", "dipro_model/model.py"} <= set(names)
+    assert {name.split("/")[0] for name in names} == {"client", "server", "federation", "dipro_model"}
+    assert all(name.count("/") == 1 and name.endswith(".py") for name in names)
