@@ -53,8 +53,8 @@ def curves(comparison: Comparison) -> list[Figure]:
 def _traces(run: Run, color: int, split: str, value: Value, *, is_first: bool) -> Iterable[dict[str, Any]]:
     """A run's main line (pooled, or its only site) and a thin one for every other site.
 
-    The first figure names every line and marks the chosen step; in the others the legend is kept short: main lines,
-    and of the thin ones those that are shown from the start, without a name.
+    The first figure names every line and marks the chosen step. The others keep the legend short: they leave out the
+    lines that would be hidden at first, and name the thin ones only of a run without a main line.
     """
     rows = [each for each in run.history if each.split == split]
     sites = list(dict.fromkeys(each.site for each in rows))
@@ -67,7 +67,8 @@ def _traces(run: Run, color: int, split: str, value: Value, *, is_first: bool) -
         if not (is_shown or is_first) or all(value(each) is None for each in own):
             continue
         line = _line(run, color, site, own, value, is_main=is_main)
-        yield line | {"visible": True if is_shown else "legendonly", "showlegend": is_main or is_first}
+        named = is_main or is_first or main is None
+        yield line | {"visible": True if is_shown else "legendonly", "showlegend": named}
         if is_main and is_first:
             yield from _best(run, color, own, value)
 

@@ -13,6 +13,7 @@ import sklearn.metrics as sk
 from client.predictions import read_predictions
 from dipro_model.vocabulary import DISEASES, Task
 from simulation.compare import ALONE, Comparison, compare
+from simulation.figures import curves
 from simulation.report import render_report
 from simulation.report_folder import FILES, write_report
 from simulation.runs import load_runs
@@ -210,3 +211,26 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="found a file"):
         write_report(comparison, tmp_path / "file")
+
+
+def test_curves_show_pooled_lines_thick_and_sites_thin(tmp_path: Path) -> None:
+    comparison = study(tmp_path / "runs")
+    monitor, _, train = curves(comparison)
+    by_name = {trace["name"]: trace for trace in monitor.traces}
+    assert by_name["centralized"]["meta"]["main"]
+    assert not by_name["federated: north"]["meta"]["main"]
+    central = comparison.runs[0]
+    val = [each for each in central.history if each.split == "val"]
+    assert by_name["centralized"]["x"] == [each.step for each in val]
+    assert by_name["centralized"]["y"] == [each.metrics["auprc"] for each in val]
+    chosen = by_name["centralized: chosen"]
+    assert (chosen["x"], chosen["y"]) == ([11], [val[10].metrics["auprc"]])
+    assert [trace["name"] for trace in train.traces if trace["showlegend"]] == [run.label for run in comparison.runs]
+
+
+def test_a_run_without_pooled_losses_names_its_sites(tmp_path: Path) -> None:
+    runs = load_runs(write_fake_study(tmp_path / "runs", Task.MORTALITY)[1:2])
+    sites_only = replace(runs[0], history=[each for each in runs[0].history if each.site != "pooled"])
+    train = curves(compare([sites_only], num_resamples=5))[-1]
+    assert [trace["name"] for trace in train.traces] == ["federated: north", "federated: south"]
+    assert all(trace["showlegend"] and not trace["meta"]["main"] for trace in train.traces)
