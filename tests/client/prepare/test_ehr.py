@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from client.prepare.events import REASONS
@@ -256,7 +256,7 @@ def slow_hours(events: list[tuple[int, int, int, int]], profile: str) -> dict[tu
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate, Phase.shrink])
 @given(events=st.lists(_EVENT, min_size=1, max_size=60))
 def test_hours_equal_those_of_a_slow_loop(
     tmp_path_factory: pytest.TempPathFactory, profile: str, events: list[tuple[int, int, int, int]]
