@@ -83,3 +83,4 @@ def _draw(console: "Console", cohort: "Cohort", out: Path, number: int) -> None:
         return
     draw_stays(cohort, chosen, out)
     console.print(f"Wrote {out}: stays {', '.join(map(str, chosen))}, their images above their EHR curves.")
+    console.print("It shows patients: treat it like their records.")

@@ -38,6 +38,8 @@ def map_files(
     here with several workers keeps its own work below `if __name__ == "__main__":`, because each process imports it.
     Raises PrepareError where a process is killed.
     """
+    if not items:
+        return
     if workers <= 1 or len(items) <= _CHUNK:
         yield from _reported(map(function, items), what, len(items), progress)
         return

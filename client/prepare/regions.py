@@ -65,7 +65,8 @@ def cut_regions(
     work = [item for item in _plan(images, boxes, folder) if item.dicom_id not in done]
     cut = partial(_cut_image, out=out)
     unreadable = set()
-    results = map_files(cut, work, what="radiographs", workers=workers, progress=progress)
+    what = "radiographs taken in instead" if done else "radiographs"
+    results = map_files(cut, work, what=what, workers=workers, progress=progress)
     for item, fault in zip(work, results, strict=True):
         if fault:
             rejections.add(fault, where=WHERE, examples=[f"dicom_id {item.dicom_id}"])
