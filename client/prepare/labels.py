@@ -121,6 +121,8 @@ def _usable(comparisons: pd.DataFrame, pairs: pd.DataFrame, rules: LabelRules, r
     """Comparisons of the pairs at hand with a single word, in the order given: pair (row of `pairs`), region, finding,
     code."""
     rows = comparisons.merge(pairs.loc[:, _PAIR].assign(pair=pairs.index), on=_PAIR, how="inner")
+    reason = "comparison of images that are no neighbouring kept ones"
+    rejections.exclude(reason, len(comparisons) - len(rows), where=WHERE)
     rows = rows.loc[rows["words"].str.len() > 0]
     ambiguous = rows["words"].str.len() > 1
     reason = "comparison with more than one word"

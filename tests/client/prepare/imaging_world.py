@@ -2,47 +2,24 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from PIL import Image
 
-import client.prepare
-from client.prepare.images import METADATA_COLUMNS, ImageRules
-from client.prepare.labels import LabelRules
+from client.prepare.images import METADATA_COLUMNS
+from client.prepare.profile import Rules, load_profile
 from client.prepare.regions import radiograph_path
-from client.prepare.samples import SampleRules
 from client.prepare.scene_graphs import scene_graph_path
-from client.prepare.split import SplitRules
 from dipro_model.vocabulary import REGIONS
 
 ADMITTED = pd.Timestamp("2150-03-04 05:06:07")
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The rules of one profile that concern images."""
-
-    images: ImageRules
-    labels: LabelRules
-    split: SplitRules
-    samples: SampleRules
-
-
 def rules_of(profile: str) -> Rules:
-    path = Path(client.prepare.__path__[0]) / "profiles" / f"{profile}.yaml"
-    content = yaml.safe_load(path.read_text())
-    samples = content["samples"] | {"length_of_stay_days": tuple(content["samples"]["length_of_stay_days"])}
-    return Rules(
-        images=ImageRules(**content["images"]),
-        labels=LabelRules(**content["labels"]),
-        split=SplitRules(**content["split"]),
-        samples=SampleRules(**samples),
-    )
+    return load_profile(profile).rules
 
 
 def metadata_row(dicom_id: str, hour: float, *, subject: int = 1, study: int | None = None, view: str | None = "AP"):

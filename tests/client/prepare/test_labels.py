@@ -91,6 +91,7 @@ def test_only_labelled_neighbours_are_pairs(rules):
     pairs = pairs_of(silver, rules=rules, rejections=rejections, hours=(1.0, 20.0, 40.0))
     assert pairs[["first_dicom_id", "second_dicom_id"]].to_numpy().tolist() == [["b", "c"]]
     assert rejections.count("pair of images without a label") == 1
+    assert rejections.count("comparison of images that are no neighbouring kept ones") == 1
 
 
 @BOTH

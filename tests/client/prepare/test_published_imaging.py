@@ -15,15 +15,11 @@ from client.prepare.labels import build_pairs, read_gold
 from client.prepare.raw import connect, find_table, read_table
 from client.prepare.rejections import Rejections
 from client.prepare.samples import build_samples
-from client.prepare.stays import StayRules, read_stays
+from client.prepare.stays import read_stays
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, REGIONS
 from tests.client.prepare.imaging_world import rules_of
 
 PAIR = ["first_dicom_id", "second_dicom_id"]
-STAYS = {
-    "published": StayRules(age="anchor", single_stay_counted="after transfers"),
-    "corrected": StayRules(age="at admission", single_stay_counted="before transfers"),
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Prepared:
 def prepare(root: Path, folder: Path, profile: str) -> Prepared:
     rules, rejections = rules_of(profile), Rejections()
     with connect(folder) as connection:
-        stays = read_stays(connection, root / "mimiciv", STAYS[profile], rejections)
+        stays = read_stays(connection, root / "mimiciv", rules.stays, rejections)
         table = find_table(root / "mimic-cxr-jpg", METADATA_TABLE)
         metadata = read_table(connection, table, METADATA_COLUMNS, rejections)
         gold = read_gold(connection, root / "chest-imagenome", rejections)
