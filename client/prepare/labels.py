@@ -73,7 +73,7 @@ def read_gold(connection: duckdb.DuckDBPyConnection, folder: Path, rejections: R
             "region": rows["bbox"],
             "finding": rows["label_name"],
             "present": ~attributes.str.contains("|no|", regex=False),
-            "words": words,
+            "words": pd.Series(words, index=rows.index, dtype=object),
         }
     )
     return frame.loc[~nameless].astype({"subject_id": "int64"}).reset_index(drop=True)
