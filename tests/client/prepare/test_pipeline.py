@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from client.cohort import COHORT_FILES, MANIFEST, CohortError, open_cohort
+from client.cohort import COHORT_FILES, MANIFEST, TABLES, CohortError, open_cohort
 from client.prepare.profile import load_profile
 from client.prepare.rejections import PrepareError
 from client.prepare.writer import staged
@@ -121,6 +122,20 @@ def test_two_preparations_of_one_cohort_do_not_mix(tmp_path: Path):
         _stage_twice(tmp_path / "cohort")
     # The first ended with the second's error, so it, too, left nothing.
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_documented_way_to_write_a_cohort_makes_one_that_opens(
+    cohort_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = (Path(__file__).parents[3] / "docs" / "cohort.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0]
+    cohort = open_cohort(cohort_folder)
+    records = {name: getattr(cohort, name) for name in TABLES}
+    monkeypatch.chdir(tmp_path)
+    exec(example, {"my_records": records, "my_crops": cohort.regions, "my_statistics": cohort.statistics["ehr"]})
+    written = open_cohort(tmp_path / "cohort")
+    for name, frame in records.items():
+        pd.testing.assert_frame_equal(getattr(written, name), frame)
 
 
 @pytest.mark.parametrize(
