@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,29 +205,40 @@ def _collect(specs: Sequence[SiteSpec], settings: RunSettings, folder: Path) -> 
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
     history = read_history(folder)
-    pooled = [_pooled(step, specs, settings, folder, history) for step in sorted({line.step for line in history})]
-    append_history(folder, pooled)
+    for step in sorted({line.step for line in history}):
+        lines = [line for line in history if line.step == step]
+        validation = _round_metrics(step, specs, settings, folder)
+        append_history(folder, [_pooled(lines, "train", {}), _pooled(lines, "val", validation)])
 
 
-def _pooled(
-    step: int, specs: Sequence[SiteSpec], settings: RunSettings, folder: Path, history: Sequence[Measurement]
-) -> Measurement:
-    """The validation result of one round over the patients of all sites: exact metrics, losses by sample."""
-    parts = [line for line in history if line.step == step and line.split == "val"]
+def _pooled(lines: Sequence[Measurement], split: str, metrics: Mapping[str, float | None]) -> Measurement:
+    """One split of one round over the patients of all sites: losses are means by sample, metrics are given."""
+    parts = [line for line in lines if line.split == split]
+    count = sum(part.num_samples for part in parts)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * part.num_samples for value, part in zip(values, parts, strict=True)) / count
+
+    return Measurement(
+        step=parts[0].step,
+        site=POOLED,
+        split=split,
+        loss=mean(part.loss or 0.0 for part in parts),
+        parts={name: mean(part.parts[name] for part in parts) for name in parts[0].parts},
+        metrics=metrics,
+        num_samples=count,
+        seconds=max(part.seconds for part in parts),
+    )
+
+
+def _round_metrics(
+    step: int, specs: Sequence[SiteSpec], settings: RunSettings, folder: Path
+) -> dict[str, float | None]:
+    """Validation metrics of one round on the union of the sites' patients: exact, not a mean over sites."""
     first, *others = [_round_predictions(step, spec, settings, folder) for spec in specs]
     union = first.join(others)
-    count = sum(part.num_samples for part in parts)
     metrics = score(settings.task, union.labels.astype(np.int64), union.probabilities)
-    return Measurement(
-        step=step,
-        site=POOLED,
-        split="val",
-        loss=sum((part.loss or 0.0) * part.num_samples for part in parts) / count,
-        parts={name: sum(part.parts[name] * part.num_samples for part in parts) / count for name in parts[0].parts},
-        metrics={name: metric.value for name, metric in metrics.items()},
-        num_samples=count,
-        seconds=sum(part.seconds for part in parts),
-    )
+    return {name: metric.value for name, metric in metrics.items()}
 
 
 def _round_predictions(step: int, spec: SiteSpec, settings: RunSettings, folder: Path) -> Predictions:

@@ -53,7 +53,7 @@ def train(
         folder,
         settings,
         kind="local" if only else "centralized",
-        name=name or only or "centralized",
+        name=name or (f"{only} alone" if only else "centralized"),
         step_unit="epoch",
         sites=names,
         trained_on=list(samples.sites),

@@ -53,7 +53,7 @@ def _check_nothing_is_left(folder: Path) -> None:
 def _check_pooled(run: Path, rounds: int) -> None:
     """The pooled validation metric of the chosen round is that of the union of the sites' predictions."""
     history, record = read_history(run), read_run(run)
-    pooled = {line.step: line for line in history if line.site == POOLED}
+    pooled = {line.step: line for line in history if line.site == POOLED and line.split == "val"}
     assert set(pooled) == set(range(1, rounds + 1))
     union = read_predictions(run, Task.MORTALITY, ["north", "south"])
     validation = union.select(union.split == "val")
@@ -61,6 +61,10 @@ def _check_pooled(run: Path, rounds: int) -> None:
     step = record.best_step or rounds
     assert pooled[step].metrics == {name: pytest.approx(metric.value) for name, metric in metrics.items()}
     assert pooled[step].num_samples == len(validation)
+    sites = [line for line in history if line.site != POOLED and line.split == "train" and line.step == step]
+    expected = sum((line.loss or 0.0) * line.num_samples for line in sites) / sum(line.num_samples for line in sites)
+    (train,) = [line for line in history if line.site == POOLED and line.split == "train" and line.step == step]
+    assert train.loss == pytest.approx(expected)
 
 
 @pytest.mark.slow
