@@ -5,6 +5,7 @@ import sys
 import typer
 
 from dipro_fed.compare import compare
+from dipro_fed.demo import demo
 from dipro_fed.inspect import inspect
 from dipro_fed.prepare import prepare
 from dipro_fed.simulate import simulate
@@ -34,6 +35,7 @@ app.command()(train)
 app.command()(simulate)
 app.command()(compare)
 app.command()(inspect)
+app.command()(demo)
 
 
 def run() -> None:
