@@ -8,6 +8,7 @@ from dipro_fed.compare import compare
 from dipro_fed.demo import demo
 from dipro_fed.inspect import inspect
 from dipro_fed.prepare import prepare
+from dipro_fed.settings import settings
 from dipro_fed.simulate import simulate
 from dipro_fed.synthesize import synthesize
 from dipro_fed.train import train
@@ -35,6 +36,7 @@ app.command()(train)
 app.command()(simulate)
 app.command()(compare)
 app.command()(inspect)
+app.command()(settings)
 app.command()(demo)
 
 
