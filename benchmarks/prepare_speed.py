@@ -41,6 +41,7 @@ TARGETS = {"x20, plain CSV": (8.0, 2.0), "x20, gzipped CSV": (15.0, 2.0), "x100,
 def inflate(source: Path, out: Path, copies: int, *, gzipped: bool) -> None:
     """Write the tables of `source` to `out`, every row `copies` times with identifiers of its own."""
     connection = duckdb.connect(config={"memory_limit": "2GB", "preserve_insertion_order": "false"})
+    connection.execute("SET enable_progress_bar = false")
     for name in TABLES:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         rows = f"read_csv('{find_table(source, name)}', all_varchar=true)"
@@ -71,6 +72,7 @@ def prepare_tables(mimic_iv: Path, out: Path, profile_name: str, threads: int) -
 def count_rows(mimic_iv: Path, threads: int) -> None:
     """A bare count of the event tables."""
     connection = duckdb.connect(config={"threads": str(threads)})
+    connection.execute("SET enable_progress_bar = false")
     for name in EVENTS:
         connection.sql(f"SELECT count(*) FROM read_csv('{find_table(mimic_iv, name)}', all_varchar=true)").fetchall()
 

@@ -18,7 +18,7 @@ import pandas as pd
 from client.prepare.rejections import NUM_EXAMPLES, PrepareError, Rejections
 
 _SUFFIXES = ("", ".gz")
-DEFAULT_MEMORY_GB = 1.5
+DEFAULT_MEMORY_GB = 2.5
 """What DuckDB may hold before it spills to the scratch folder; the process itself takes about 0.3 GB more."""
 
 
