@@ -23,3 +23,12 @@ def shared_folder() -> Path:
 def demo_linked(shared_folder: Path) -> Path:
     """Real ICU records and real radiographs, MIMIC-shaped, with made-up links between them."""
     return shared_folder / "data" / "mimic_demo_linked"
+
+
+@pytest.fixture(scope="session")
+def published_cohort(demo_linked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real-input fixture prepared as published."""
+    from client.prepare.pipeline import prepare
+
+    sources = (demo_linked / name for name in ("mimiciv", "mimic-cxr-jpg", "chest-imagenome"))
+    return prepare(*sources, tmp_path_factory.mktemp("real") / "published", profile="published", workers=1).path
