@@ -51,9 +51,7 @@ class Backbone(nn.Module):
             self.resnet.eval()
         return self
 
-    def forward(
-        self, crops: Shaped[Tensor, "frame region channel high wide"]
-    ) -> Float[Tensor, "frame region width"]:
+    def forward(self, crops: Shaped[Tensor, "frame region channel high wide"]) -> Float[Tensor, "frame region width"]:
         """Crops as bytes (0..255) or floats in [0, 1], of one gray channel or three; real frames only."""
         frames, regions = crops.shape[:2]
         images = _to_images(crops.flatten(0, 1), next(self.adapter.parameters()).dtype)
