@@ -14,7 +14,7 @@ import typer
 MARK = ".dipro-fed-demo"
 """Says that a folder was made by a demo and may be replaced by the next one."""
 
-HOSPITALS, PATIENTS, SEED = 3, 100, 0
+HOSPITALS, PATIENTS, SEED = 3, 100, 1
 
 
 def demo(
