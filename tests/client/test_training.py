@@ -1,6 +1,7 @@
 """The schedule, the accumulation and the scores, each against a plain computation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from client.training import (
     predict,
     train_epoch,
 )
-from dipro_model import collate, objective
+from dipro_model import DiPro, LossWeights, collate, objective
 from dipro_model.vocabulary import Task
 from federation.initial import initial_model
+from federation.settings import RunSettings
 from federation.weights import flatten_weights
 from tests.make_cohort import write_cohort
 from tests.small_run import small_settings
@@ -30,6 +32,11 @@ from tests.small_run import small_settings
 def site(tmp_path_factory) -> SiteRecords:
     cohort = write_cohort(tmp_path_factory.mktemp("cohorts") / "north", num_patients=20)
     return SiteRecords(SiteSpec(name="north", cohort=cohort), crop_pixels=16)
+
+
+def _one_epoch(model: DiPro, samples: SampleSet, settings: RunSettings, epoch: int = 0) -> dict[str, float]:
+    optimizer, weights = make_optimizer(model, settings), class_weights(samples, settings)
+    return train_epoch(model, samples, optimizer, settings, weights, epoch=epoch, num_epochs=9)
 
 
 def test_the_rate_falls_as_a_cosine() -> None:
@@ -56,24 +63,15 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(site: SiteRecords)
     assert len(samples) == 10
     for sizes in (("training.batch_size=4", "training.accumulated_batches=3"), ("training.batch_size=10",)):
         settings = small_settings("task=length_of_stay", *common, *sizes)
-        model = initial_model(settings)
-        object.__setattr__(model.config, "loss", _task_loss_only(model.config.loss))
-        losses = train_epoch(
-            model,
-            samples,
-            make_optimizer(model, settings),
-            settings,
-            class_weights(samples, settings),
-            epoch=0,
-            num_epochs=1,
+        torch.manual_seed(0)
+        config = settings.model.config(settings.task)
+        model = DiPro(
+            replace(config, loss=LossWeights(task=1.0, orthogonal=0.0, temporal=0.0, static=0.0, dynamic=0.0))
         )
+        losses = _one_epoch(model, samples, settings)
         results.append((flatten_weights(model), losses["task"]))
     assert np.abs(results[0][0] - results[1][0]).max() < 1e-6
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
-
-
-def _task_loss_only(loss):
-    return type(loss)(task=loss.task, orthogonal=0.0, temporal=0.0, static=0.0, dynamic=0.0)
 
 
 def test_scores_are_those_of_single_stays(site: SiteRecords) -> None:
@@ -116,15 +114,7 @@ def test_frozen_batch_norm_keeps_its_statistics(site: SiteRecords) -> None:
         settings = small_settings(f"training.batch_norm={mode}")
         model = initial_model(settings)
         before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
-        train_epoch(
-            model,
-            samples,
-            make_optimizer(model, settings),
-            settings,
-            class_weights(samples, settings),
-            epoch=0,
-            num_epochs=1,
-        )
+        _one_epoch(model, samples, settings)
         after = dict(model.named_buffers())
         assert any(not torch.equal(value, after[name]) for name, value in before.items()) is moves
 
@@ -136,15 +126,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(site: SiteRecords) -> N
         model.heads[0][-1].bias.fill_(math.nan)  # pyright: ignore
     before = flatten_weights(model)
     with pytest.raises(TrainingError, match=r"epoch 3, step 1: the loss is not finite \(task\)"):
-        train_epoch(
-            model,
-            samples,
-            make_optimizer(model, settings),
-            settings,
-            class_weights(samples, settings),
-            epoch=2,
-            num_epochs=9,
-        )
+        _one_epoch(model, samples, settings, epoch=2)
     moved = flatten_weights(model) != before
     names = [
         name for name, value in model.state_dict().items() if value.is_floating_point() for _ in range(value.numel())
