@@ -48,7 +48,7 @@ class DemographicStatistics:
 
     mean: dict[str, float]
     """Of age (years), height (cm), weight (kg), without interquartile outliers."""
-    std: dict[str, float]
+    sd: dict[str, float]
     """Sample standard deviation of the same; 1 where there is none to divide by."""
     most_frequent: dict[str, str | None]
     """The category that stands in where none is recorded; None where nobody has one."""
@@ -97,7 +97,7 @@ def demographic_statistics(frame: pd.DataFrame, stay_ids: pd.Series, rules: Demo
     }
     return DemographicStatistics(
         mean={name: _rounded(values.mean() if len(values) else 0.0) for name, values in usual.items()},
-        std={name: _rounded(values.std(ddof=1) if len(values) > 1 else 0.0) or 1.0 for name, values in usual.items()},
+        sd={name: _rounded(values.std(ddof=1) if len(values) > 1 else 0.0) or 1.0 for name, values in usual.items()},
         # Of equally frequent categories, the first in alphabetical order.
         most_frequent={name: next(iter(counted.loc[:, name].dropna().mode()), None) for name in _CATEGORIES},
     )
@@ -112,7 +112,7 @@ def scale_demographics(frame: pd.DataFrame, statistics: DemographicStatistics, r
     scaled = {"stay_id": frame["stay_id"]}
     for name in _MEASURES:
         values = frame[name].astype("float64").fillna(statistics.mean[name])
-        scaled[name] = (values - statistics.mean[name]) / statistics.std[name]
+        scaled[name] = (values - statistics.mean[name]) / statistics.sd[name]
     for name in _CATEGORIES:
         columns = {column: column.removeprefix(f"{name}_") for column in DEMOGRAPHICS if column.startswith(f"{name}_")}
         values = frame[name].where(frame[name].notna(), statistics.most_frequent[name])

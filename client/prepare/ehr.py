@@ -23,7 +23,7 @@ class Statistic:
     """Location and spread of one variable, in the model's unit."""
 
     mean: float
-    std: float
+    sd: float
     """Population standard deviation; 1 where there is none to divide by."""
     num_values: int
     """Measurements behind both."""
@@ -69,7 +69,7 @@ def variable_statistics(
     """Mean and population standard deviation of each variable over the measurements of the stays `stay_ids`.
 
     Every settled measurement of a stay counts, also those before admission; of a variable whose hours are sums, every
-    hour counts. A variable never measured there, or with no spread, is only centred: its std is 1 (mean its fill value
+    hour counts. A variable never measured there, or with no spread, is only centred: its sd is 1 (mean its fill value
     where there is no measurement), so that nothing is divided by zero.
     """
     connection.register("counted_stays", pd.DataFrame({"stay_id": stay_ids.astype("int64")}))
@@ -82,7 +82,7 @@ def variable_statistics(
         ) SEMI JOIN counted_stays USING (stay_id) GROUP BY target"""
     ).fetchall()
     connection.unregister("counted_stays")
-    found = {target: (count, _rounded(mean), _rounded(std)) for target, count, mean, std in rows}
+    found = {target: (count, _rounded(mean), _rounded(sd)) for target, count, mean, sd in rows}
     return {variable.name: _statistic(variable, *found.get(i, (0, 0.0, 0.0))) for i, variable in enumerate(variables)}
 
 
@@ -112,7 +112,7 @@ def _batch_sql(variables: tuple[Variable, ...], statistics: Mapping[str, Statist
         statistic = statistics[variable.name]
         measured.append(f"max(value) FILTER (WHERE target = {target}) AS v{target}")
         known = f"v{target}" if variable.hour == "sum" else f"last_value(v{target} IGNORE NULLS) OVER so_far"
-        score = f"(coalesce({known}, {variable.fill!r}) - {statistic.mean!r}) / {statistic.std!r}"
+        score = f"(coalesce({known}, {variable.fill!r}) - {statistic.mean!r}) / {statistic.sd!r}"
         values.append(f'CAST({score} AS FLOAT) AS "{variable.name}"')
         masks.append(f'v{target} IS NOT NULL AS "{variable.name}_mask"')
     return f"""
@@ -131,9 +131,9 @@ def _summed(variables: tuple[Variable, ...]) -> list[int]:
     return [target for target, variable in enumerate(variables) if variable.hour == "sum"]
 
 
-def _statistic(variable: Variable, num_values: int, mean: float, std: float) -> Statistic:
+def _statistic(variable: Variable, num_values: int, mean: float, sd: float) -> Statistic:
     return Statistic(
-        mean=mean if num_values else variable.fill, std=std or 1.0, num_values=num_values, fill=variable.fill
+        mean=mean if num_values else variable.fill, sd=sd or 1.0, num_values=num_values, fill=variable.fill
     )
 
 

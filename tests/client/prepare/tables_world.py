@@ -160,7 +160,7 @@ class Hospital:
             _, statistics, demographics, scale = prepare_ehr(connection, raw, stays, out, rules, rejections)
         hours = pd.read_parquet(out / "ehr_hourly.parquet").set_index(["stay_id", "hour"])
         for name in EHR_VARIABLES:
-            hours[name] = hours[name].astype(float) * statistics[name].std + statistics[name].mean
+            hours[name] = hours[name].astype(float) * statistics[name].sd + statistics[name].mean
         return Prepared(
             stays=stays,
             hours=hours,

@@ -228,7 +228,7 @@ def test_means_deviations_and_modes_come_from_training_stays_only(tmp_path: Path
     published, corrected = both(hospital, split=split)
     assert published.statistics["Heart Rate"].mean == 145
     assert corrected.statistics["Heart Rate"].mean == 85
-    assert corrected.statistics["Heart Rate"].std == 5
+    assert corrected.statistics["Heart Rate"].sd == 5
     assert published.demographic_statistics.mean["age"] == pytest.approx(np.mean([60, 62, 90, 92, 94, 60]))
     assert corrected.demographic_statistics.mean["age"] == 61
     assert published.demographics.loc[6, "marital_status_WIDOWED"] == 1

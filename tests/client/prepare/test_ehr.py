@@ -174,8 +174,8 @@ def test_a_stay_without_a_value_has_no_hours_and_is_counted(hospital: Hospital):
 def test_a_variable_without_spread_or_values_is_only_centred(hospital: Hospital):
     hospital.chart(0, HEART_RATE, 80)
     statistics = hospital.prepare().statistics
-    assert (statistics["Heart Rate"].mean, statistics["Heart Rate"].std) == (80, 1)
-    assert (statistics["Sodium"].mean, statistics["Sodium"].std, statistics["Sodium"].num_values) == (142, 1, 0)
+    assert (statistics["Heart Rate"].mean, statistics["Heart Rate"].sd) == (80, 1)
+    assert (statistics["Sodium"].mean, statistics["Sodium"].sd, statistics["Sodium"].num_values) == (142, 1, 0)
 
 
 def test_plain_and_gzipped_tables_give_the_same(tmp_path: Path):

@@ -65,7 +65,7 @@ def test_statistics_equal_the_published_ones(published: Cohort, expected: Path):
     for name, found in published.statistics["ehr"].items():
         assert found["num_values"] == wanted.loc[name, "total_count"], name
         assert found["mean"] == pytest.approx(wanted.loc[name, "mean"], rel=1e-9), name
-        assert found["std"] == pytest.approx(wanted.loc[name, "std"], rel=1e-9), name
+        assert found["sd"] == pytest.approx(wanted.loc[name, "std"], rel=1e-9), name
 
 
 def test_demographics_equal_the_published_ones(published: Cohort, expected: Path):
@@ -94,7 +94,7 @@ def test_eye_opening_none_is_corrected_in_exactly_the_hours_listed(
     for cohort in (published, corrected):
         statistic = cohort.statistics["ehr"][name]
         frame = visible(cohort.ehr_hourly).set_index(["stay_id", "hour"])[[name, f"{name}_mask"]]
-        frames.append(frame.assign(**{name: (frame[name] * statistic["std"] + statistic["mean"]).round(3)}))
+        frames.append(frame.assign(**{name: (frame[name] * statistic["sd"] + statistic["mean"]).round(3)}))
     both = frames[0].join(frames[1], suffixes=("", " corrected"), how="inner")
     differ = (both[name] != both[f"{name} corrected"]) | (both[f"{name}_mask"] != both[f"{name}_mask corrected"])
     listed = pd.read_csv(expected / "gcs_eye_none.csv").set_index(["stay_id", "hour"])
