@@ -21,7 +21,7 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        app: ClientApp,
+        app: ClientApp | Callable[[Message, Context], Message],
         run_config: Scalars,
         nodes: Sequence[Scalars],
         *,

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Context, Message
 
-from client.app import app
+from client.app import _records, app
+from client.cohort import Cohort, open_cohort
 from federation.messages import ARRAYS, METRICS, TRAIN, WEIGHT_KEY, EvaluateReply, MessageError
 from federation.results import SplitResult
 from federation.run_folder import read_history, read_run
@@ -125,6 +126,26 @@ def test_a_run_leaves_its_history_results_and_the_sites_own_predictions(tmp_path
     for site in ("north", "south"):
         kept = sorted(path.name for path in (tmp_path / "run" / site).iterdir())
         assert kept == ["chosen", "round_0001", "round_0002"]
+
+
+def test_a_site_opens_only_its_own_cohort(tmp_path: Path, cohorts: list[Path], monkeypatch) -> None:
+    opened: list[tuple[str, str]] = []
+
+    def watched(message: Message, context: Context) -> Message:
+        own = str(context.node_config["cohort"])
+        monkeypatch.setattr("client.records.open_cohort", lambda path, **how: _note(opened, own, path, how))
+        return app(message, context)
+
+    _records.cache_clear()
+    nodes = [{"site": cohort.name, "cohort": str(cohort)} for cohort in cohorts]
+    config = to_run_config(SETTINGS, RunFiles(folder=str(tmp_path / "run")))
+    coordinate(InProcessGrid(watched, config, nodes), SETTINGS, tmp_path / "run")
+    assert sorted(set(opened)) == sorted((str(cohort), str(cohort)) for cohort in cohorts)
+
+
+def _note(opened: list[tuple[str, str]], own: str, path: Path, how: dict) -> Cohort:
+    opened.append((own, str(path)))
+    return open_cohort(path, **how)
 
 
 def test_the_monitor_leaves_out_sites_where_it_is_undefined() -> None:
