@@ -112,8 +112,8 @@ def require_every_split(sites: Sequence[SiteRecords], task: Task, splits: Sequen
         for split in splits:
             if not len(SampleSet([site], task, split)):
                 raise DataError(
-                    f"site {site.name}: no patient with a sample for {task} in the {split} split; "
-                    "use fewer sites, another split seed, or a larger cohort"
+                    f"{site.name}: no patient with a sample for {task} in the {split} split; "
+                    "use fewer sites, another --partition-seed, or a larger cohort"
                 )
 
 

@@ -69,7 +69,7 @@ class SiteRecords:
         self.stays: dict[int, StayRecord] = {stay.stay_id: stay for stay in _stays(cohort, spec.subjects)}
         if not self.stays:
             raise CohortError(
-                f"site {spec.name}: none of its stays in {spec.cohort} has a kept radiograph; "
+                f"{spec.name}: none of its stays in {spec.cohort} has a kept radiograph; "
                 f"read {cohort.path / 'report.json'} for what was rejected and why"
             )
         self.pairs: pd.DataFrame = cohort.pairs.loc[cohort.pairs.stay_id.isin(self.stays)].reset_index(drop=True)

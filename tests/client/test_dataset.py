@@ -111,9 +111,9 @@ def test_sites_that_cannot_serve_are_named(tmp_path: Path, folder: Path, site: S
         require_trainable(SampleSet([survivors], Task.MORTALITY, "train"))
     require_trainable(SampleSet([survivors, site], Task.MORTALITY, "train"))
     no_val = SiteRecords(SiteSpec(name="west", cohort=write_cohort(tmp_path / "w", splits=("train", "test"))))
-    with pytest.raises(DataError, match="site west: no patient with a sample for mortality in the val split"):
+    with pytest.raises(DataError, match="west: no patient with a sample for mortality in the val split"):
         require_every_split([site, no_val], Task.MORTALITY, SPLITS)
-    with pytest.raises(CohortError, match="site nobody: none of its stays"):
+    with pytest.raises(CohortError, match="nobody: none of its stays"):
         SiteRecords(SiteSpec(name="nobody", cohort=folder, subjects=()))
     for name in ("../up", "", "pooled", "a/b"):
         with pytest.raises(ValueError, match="cannot be a site's name"):

@@ -78,7 +78,7 @@ def test_a_site_that_cannot_take_part_is_named(tmp_path: Path, cohorts: list[Pat
     with pytest.raises(MessageError, match="all 8 samples for mortality in the train split carry the same label"):
         federate(tmp_path / "run", [cohorts[0], one_class], SETTINGS)
     no_test = write_cohort(tmp_path / "east", num_patients=16, splits=("train", "train", "val"))
-    with pytest.raises(MessageError, match="site east: no patient with a sample for mortality in the test split"):
+    with pytest.raises(MessageError, match="east: no patient with a sample for mortality in the test split"):
         federate(tmp_path / "run", [cohorts[0], no_test], SETTINGS)
     assert not (tmp_path / "run").exists()
 
