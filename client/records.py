@@ -114,12 +114,13 @@ def _stays(cohort: Cohort, subjects: tuple[int, ...] | None) -> list[StayRecord]
     for stay_id, subject_id, split in zip(stays.stay_id, stays.subject_id, stays.split, strict=True):
         if stay_id not in images_of:
             continue
-        if stay_id not in hourly_of or stay_id not in demographics.index:
+        if stay_id not in demographics.index:
             raise CohortError(
-                f"{cohort.path}: stay {stay_id} has images but no row in ehr_hourly or demographics; "
-                "every stay needs both, see docs/cohort.md"
+                f"{cohort.path}: stay {stay_id} has images but no row in demographics; every stay needs one, "
+                "see docs/cohort.md"
             )
-        frames, steps = images_of[stay_id], hourly_of[stay_id]
+        # A stay in which nothing was charted has no hours; the model then reads its images and demographics.
+        frames, steps = images_of[stay_id], hourly_of.get(stay_id, hourly.head(0))
         records.append(
             StayRecord(
                 stay_id=int(stay_id),

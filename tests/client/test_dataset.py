@@ -10,8 +10,11 @@ import torch
 from client.cohort import CohortError, open_cohort
 from client.dataset import DataError, SampleSet, require_every_split, require_trainable
 from client.records import SiteRecords, SiteSpec
+from client.training import class_weights, predict
 from dipro_model.vocabulary import DISEASES, EHR_VARIABLES, NOT_MENTIONED, SPLITS, Task
+from federation.initial import initial_model
 from tests.make_cohort import WINDOWS, reseal, write_cohort, write_table
+from tests.small_run import small_settings
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +123,26 @@ def test_sites_that_cannot_serve_are_named(tmp_path: Path, folder: Path, site: S
             SiteSpec(name=name, cohort=folder)
 
 
-def test_a_stay_without_hours_is_refused(tmp_path: Path) -> None:
+def test_a_stay_in_which_nothing_was_charted_is_a_sample(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "gap", num_patients=8)
+    cohort = open_cohort(folder)
+    silent = int(cohort.stays.stay_id[0])
+    write_table(folder, "ehr_hourly", cohort.ehr_hourly[cohort.ehr_hourly.stay_id != silent])
+    reseal(folder)
+    site = SiteRecords(SiteSpec(name="gap", cohort=folder), crop_pixels=16)
+    samples, settings = SampleSet([site], Task.MORTALITY, "train"), small_settings()
+    (place,) = [place for place, sample in enumerate(samples.samples) if sample.stay.stay_id == silent]
+    assert samples[place].ehr.shape == (0, len(EHR_VARIABLES))
+    scores = predict(initial_model(settings), samples, settings, class_weights(samples, settings))
+    assert np.isfinite(scores.probabilities).all()
+
+
+def test_a_stay_without_demographics_is_refused(tmp_path: Path) -> None:
     folder = write_cohort(tmp_path / "gap", num_patients=4)
     cohort = open_cohort(folder)
-    write_table(folder, "ehr_hourly", cohort.ehr_hourly[cohort.ehr_hourly.stay_id != cohort.stays.stay_id[0]])
+    write_table(folder, "demographics", cohort.demographics.iloc[1:])
     reseal(folder)
-    with pytest.raises(CohortError, match=f"stay {cohort.stays.stay_id[0]} has images but no row in ehr_hourly"):
+    with pytest.raises(CohortError, match=f"stay {cohort.stays.stay_id[0]} has images but no row in demographics"):
         SiteRecords(SiteSpec(name="gap", cohort=folder))
 
 
