@@ -1,6 +1,7 @@
 """`dipro-fed`: one subcommand a thing a user does; each module beside this file is one of them."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -24,10 +25,10 @@ app = typer.Typer(
 
 @app.callback()
 def main(
-    context: typer.Context,
-    traceback: bool = typer.Option(False, "--traceback", help="Show where in the code an error arose."),
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
 ) -> None:
-    context.obj = {"traceback": traceback}
+    # `run` looks for the option itself: an error may arise before this is called.
+    del traceback
 
 
 app.command()(synthesize)
