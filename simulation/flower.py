@@ -66,13 +66,29 @@ def simulate(
     folder, home = folder.resolve(), folder.resolve() / "flower"
     home.mkdir(parents=True)
     _write_sites(specs, folder)
-    with _superlink(home) as address:
+    app = _copy_app(home)
+    with _superlink(home, app) as address:
         _write_connection(home, address)
         run_config = _write_run_config(settings, folder)
-        _run(home, run_config, len(specs), resources or Resources(), folder, on_round)
+        _run(home, app, run_config, len(specs), resources or Resources(), folder, on_round)
     record = _finished(folder)
     _collect(specs, settings, folder)
     return record
+
+
+def _copy_app(home: Path) -> Path:
+    """The code of the app as it is now, and nothing else: what changes in the project meanwhile does not reach the run.
+
+    Server and clients both start from it, and Flower need not search the project's folder, its data and environment
+    for files to bundle.
+    """
+    project, app = project_folder(), home / "app"
+    patterns = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
+    for path in [project / "pyproject.toml", *(path for pattern in patterns for path in project.glob(pattern))]:
+        copy = app / path.relative_to(project)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return app
 
 
 def _write_sites(specs: Sequence[SiteSpec], folder: Path) -> None:
@@ -108,7 +124,7 @@ def _write_run_config(settings: RunSettings, folder: Path) -> Path:
 
 
 @contextmanager
-def _superlink(home: Path) -> Iterator[str]:
+def _superlink(home: Path, app: Path) -> Iterator[str]:
     """A SuperLink in simulation mode on a free port of loopback, ended with the block; gives its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -119,7 +135,7 @@ def _superlink(home: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [_tool("flower-superlink"), *command, "--host", "127.0.0.1", "--port", str(port)],
             env=_environment(home),
-            cwd=project_folder(),
+            cwd=app,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -146,19 +162,21 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
     raise MessageError(f"Flower's SuperLink did not start within {_START_SECONDS} s; its log is {log}")
 
 
-def _run(home: Path, run_config: Path, num_sites: int, resources: Resources, folder: Path, on_round: OnRound) -> None:
+def _run(
+    home: Path, app: Path, run_config: Path, num_sites: int, resources: Resources, folder: Path, on_round: OnRound
+) -> None:
     """`flwr run` and its stream of logs, until the run has ended."""
     federation = (
         f"num-supernodes={num_sites} client-resources-num-cpus={resources.num_cpus} "
         f"client-resources-num-gpus={resources.num_gpus}"
     )
-    command = [_tool("flwr"), "run", str(project_folder()), CONNECTION, "--stream", "--run-config", str(run_config)]
+    command = [_tool("flwr"), "run", str(app), CONNECTION, "--stream", "--run-config", str(run_config)]
     log, seen = home / "run.log", 0
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--federation-config", federation],
             env=_environment(home),
-            cwd=project_folder(),
+            cwd=app,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
