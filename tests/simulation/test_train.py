@@ -42,7 +42,7 @@ def test_a_local_run_learns_from_one_site_and_scores_all(tmp_path: Path, specs: 
     record = train(specs, small_settings("training.epochs=1"), tmp_path / "run", only="south")
     assert (record.kind, record.name, record.trained_on, record.sites) == (
         "local",
-        "south",
+        "south alone",
         ("south",),
         ("north", "south"),
     )

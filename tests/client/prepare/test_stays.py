@@ -92,4 +92,4 @@ def test_interquartile_outliers_stay_out_of_mean_and_deviation(tmp_path: Path):
         hospital.chart(0, HEIGHT_CM, height, stay_id=stay_id)
     scale = hospital.prepare().demographic_statistics
     assert scale.mean["height"] == 170
-    assert scale.std["height"] == pytest.approx(np.std(heights[:-1], ddof=1))
+    assert scale.sd["height"] == pytest.approx(np.std(heights[:-1], ddof=1))
