@@ -48,7 +48,7 @@ class Site:
         return JoinReply(site=self.name, num_samples={split: len(self.samples(split)) for split in SPLITS})
 
     def train(self, model: DiPro, weights: np.ndarray, server_round: int) -> TrainReply:
-        """Local epochs from the given weights with a fresh optimizer; the model object is reused, not its state."""
+        """Local epochs from the given weights, which replace the model's own, with a fresh optimizer."""
         start = time.monotonic()
         samples, settings = self.samples("train"), self.settings
         require_trainable(samples)

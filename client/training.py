@@ -100,7 +100,8 @@ def train_epoch(
         group_size = sum(len(batch) for batch in batches)
         optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            total, parts = objective(model(batch.to(device)), batch.to(device), model.config, weights)
+            batch = batch.to(device)
+            total, parts = objective(model(batch), batch, model.config, weights)
             if not torch.isfinite(total):
                 broken = [name for name, value in parts.items() if not torch.isfinite(value)] or ["total"]
                 raise TrainingError(

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dipro_model.metrics import METRICS, MONITOR
+from dipro_model.metrics import METRICS
 from federation.results import SplitResult
 from federation.run_folder import Measurement, RunRecord
 from simulation.flower import OnRound
@@ -57,8 +57,8 @@ def print_results(record: RunRecord) -> None:
 
 def _chosen(record: RunRecord) -> str:
     if record.best_step is None:
-        return f"last {record.step_unit} (validation {MONITOR[record.task]} is undefined, so none is best)"
-    return f"best {record.step_unit} {record.best_step} by validation {MONITOR[record.task]}"
+        return f"last {record.step_unit} (validation {record.monitor} is undefined, so none is best)"
+    return f"best {record.step_unit} {record.best_step} by validation {record.monitor}"
 
 
 def _progress(unit: str) -> Progress:

@@ -48,7 +48,8 @@ def train(
     trained = [site for site in sites if only in (None, site.name)]
     samples = SampleSet(trained, settings.task, "train")
     require_trainable(samples)
-    model = place(initial_model(settings), choose_device(device))
+    where = choose_device(device)
+    model = place(initial_model(settings), where)
     writer = RunWriter(
         folder,
         settings,
@@ -59,9 +60,9 @@ def train(
         trained_on=list(samples.sites),
     )
     try:
-        weights = class_weights(samples, settings).to(next(model.parameters()).device)
+        weights = class_weights(samples, settings).to(where)
         _train(model, samples, weights, settings, writer, label=only or POOLED, on_epoch=on_epoch)
-        writer.finish(_score(writer, sites, weights, choose_device(device)))
+        writer.finish(_score(writer, sites, weights, where))
     except BaseException as error:
         writer.fail(error)
         raise
