@@ -52,7 +52,7 @@ def _check_code(instruction: Instruction) -> None:
 
 def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
     _check_code(instruction)
-    model = DiPro(settings.model.config(settings.task))
+    model = DiPro(settings.config())
     if instruction.layout_digest != layout_digest(model):
         raise MessageError("the server's model has other tensors than this site's settings give; use the same settings")
     return model

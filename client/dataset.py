@@ -1,7 +1,7 @@
 """Samples of one task and split, cut from the records of one site or of several."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from client.records import SiteRecords, StayRecord, not_mentioned
 from dipro_model import Stay
-from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, Task
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, REGIONS, Task
 
 
 class DataError(ValueError):
@@ -31,11 +31,23 @@ class Sample:
     """One value, or one for each disease."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a model is given of each sample's radiographs."""
+
+    radiographs: bool = True
+    """False gives empty features in their place, for a model that does not look."""
+    sequence: bool = True
+    """False gives the last radiograph only, as a pair with itself that began at ICU admission."""
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By site, float32 [image of the cohort, region, feature]: given in place of the crops, where there is one."""
+
+
 class SampleSet(Dataset[Stay]):
     """The samples of a task and split over all given sites, in the order of the sites, stays and hours."""
 
-    def __init__(self, sites: Sequence[SiteRecords], task: Task, split: str) -> None:
-        self.task, self.split = task, split
+    def __init__(self, sites: Sequence[SiteRecords], task: Task, split: str, inputs: Inputs | None = None) -> None:
+        self.task, self.split, self.inputs = task, split, inputs or Inputs()
         self.sites = {site.name: site for site in sites}
         if len(self.sites) != len(sites):
             raise DataError(f"expected sites of different names, found {[site.name for site in sites]}")
@@ -48,20 +60,42 @@ class SampleSet(Dataset[Stay]):
 
     def __getitem__(self, index: int) -> Stay:
         sample = self.samples[index]
-        site, stay = self.sites[sample.site], sample.stay
+        stay, rows = sample.stay, sample.stay.image_rows[sample.frames]
         hours = stay.image_hours[sample.frames]
-        dicoms = stay.dicom_ids[sample.frames]
-        regions = [site.region_progression.get(pair, not_mentioned()) for pair in pairwise(dicoms)]
+        intervals = np.stack([hours[:-1], hours[1:]], axis=-1)
+        regions = self._region_progression(sample)
+        if not self.inputs.sequence:
+            rows = rows[[-1, -1]]
+            intervals = np.array([[min(0.0, hours[-1]), hours[-1]]], np.float32)
+            regions = np.stack([not_mentioned()])
         whole_stay = self.task is not Task.DISEASE_PROGRESSION
         return Stay(
-            regions=site.crops(stay.image_rows[sample.frames]),
+            regions=self._images(sample.site, rows),
             ehr=torch.from_numpy(stay.ehr[sample.steps]),
             ehr_hours=torch.from_numpy(stay.ehr_hours[sample.steps]),
-            intervals=torch.from_numpy(np.stack([hours[:-1], hours[1:]], axis=-1)),
+            intervals=torch.from_numpy(intervals),
             demographics=torch.from_numpy(stay.demographics),
             label=torch.tensor(sample.label[0] if whole_stay else sample.label, dtype=torch.int64),
-            region_progression=torch.from_numpy(np.stack(regions).astype(np.int64)),
+            region_progression=torch.from_numpy(regions.astype(np.int64)),
         )
+
+    def _images(self, site: str, rows: np.ndarray) -> torch.Tensor:
+        if not self.inputs.radiographs:
+            return torch.zeros(len(rows), len(REGIONS), 0)
+        if site in self.inputs.features:
+            return torch.from_numpy(self.inputs.features[site][rows])
+        return self.sites[site].crops(rows)
+
+    def _region_progression(self, sample: Sample) -> np.ndarray:
+        known, dicoms = self.sites[sample.site].region_progression, sample.stay.dicom_ids[sample.frames]
+        return np.stack([known.get(pair, not_mentioned()) for pair in pairwise(dicoms)])
+
+    def name(self, index: int) -> str:
+        """Site and stay of a sample, for people who look for it."""
+        sample = self.samples[index]
+        what = f"stay {sample.stay.stay_id}"
+        is_stay = sample.sample_id == str(sample.stay.stay_id)
+        return f"{sample.site}, {what}" + ("" if is_stay else f", image {sample.sample_id}")
 
     @property
     def labels(self) -> np.ndarray:

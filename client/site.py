@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from client.dataset import SampleSet, require_every_split, require_trainable
+from client.features import inputs_of
 from client.predictions import Predictions, write_predictions
 from client.records import SiteRecords
 from client.training import Scores, class_weights, make_optimizer, place, predict, train_epoch
@@ -35,8 +36,10 @@ class Site:
     def name(self) -> str:
         return self.records.name
 
-    def samples(self, split: str) -> SampleSet:
-        return SampleSet([self.records], self.settings.task, split)
+    def samples(self, split: str, model: DiPro | None = None) -> SampleSet:
+        """The samples of a split; for counting them no model is needed."""
+        inputs = None if model is None else inputs_of([self.records], model, self.settings)
+        return SampleSet([self.records], self.settings.task, split, inputs)
 
     def join(self) -> JoinReply:
         """Check that this site can take part, and count its samples.
@@ -50,10 +53,11 @@ class Site:
     def train(self, model: DiPro, weights: np.ndarray, server_round: int) -> TrainReply:
         """Local epochs from the given weights, which replace the model's own, with a fresh optimizer."""
         start = time.monotonic()
-        samples, settings = self.samples("train"), self.settings
-        require_trainable(samples)
-        model = place(model, self.device)
+        settings = self.settings
+        require_trainable(self.samples("train"))
+        model = place(model, self.device, settings)
         unflatten_weights(model, weights)
+        samples = self.samples("train", model)
         optimizer = make_optimizer(model, settings)
         factors = class_weights(samples, settings).to(self.device)
         local, losses = settings.federation.local_epochs, {}
@@ -71,7 +75,7 @@ class Site:
     def evaluate(self, model: DiPro, instruction: Instruction) -> EvaluateReply:
         """Losses and metrics of the given weights on the asked splits; the predictions themselves stay in `folder`."""
         start = time.monotonic()
-        model = place(model, self.device)
+        model = place(model, self.device, self.settings)
         unflatten_weights(model, instruction.weights)
         factors = class_weights(self.samples("train"), self.settings).to(self.device)
         results = score_splits(model, [self.records], self.settings, factors, instruction.splits)
@@ -105,7 +109,8 @@ def score_splits(
     splits: Sequence[str] = SPLITS,
 ) -> list[Scored]:
     """Samples and scores of each of these splits that has samples."""
-    sets = [SampleSet(sites, settings.task, split) for split in splits]
+    inputs = inputs_of(sites, model, settings)
+    sets = [SampleSet(sites, settings.task, split, inputs) for split in splits]
     return [(samples, predict(model, samples, settings, weights)) for samples in sets if len(samples)]
 
 
@@ -136,4 +141,5 @@ def _one_split(samples: SampleSet, scores: Scores) -> Predictions:
         split=np.array([samples.split] * len(rows), dtype=object),
         labels=scores.labels.astype(np.int8),
         probabilities=scores.probabilities,
+        attention=scores.attention,
     )

@@ -6,7 +6,8 @@ epoch of an uninterrupted centralized run.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +35,8 @@ class Scores:
     """int64 [sample], or [sample, disease] for progression."""
     probabilities: np.ndarray
     """float32 [sample, output, class]; mortality has the single probability of death."""
+    attention: np.ndarray
+    """float32 [sample, output, region]: the weight that each output gives to each region, mean over the real pairs."""
     losses: Mapping[str, float]
     """Mean over samples of the objective (`total`) and of its parts, in evaluation mode."""
 
@@ -64,7 +67,7 @@ def make_optimizer(model: nn.Module, settings: RunSettings) -> torch.optim.Optim
     rate, decay = settings.training.start_rate(settings.task), settings.training.weight_decay
     if settings.training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
 def learning_rate(settings: RunSettings, epoch: int, num_epochs: int) -> float:
@@ -88,53 +91,56 @@ def train_epoch(
     """One pass over the samples; a step's gradient is the mean over the samples of its accumulated batches.
 
     Returns the mean over samples of the objective (`total`) and of its parts. Raises TrainingError before the
-    optimizer step where the loss is not finite.
+    optimizer step where the loss is not finite, naming stay and term, or where memory does not suffice.
     """
     device = _device_of(model)
     _begin_epoch(model, settings, epoch, samples)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, epoch, num_epochs)
-    loader = _loader(samples, settings, _Shuffled(len(samples), _epoch_seed(settings, "order", epoch, samples)))
-    sums: dict[str, float] = {}
+    order = _Shuffled(len(samples), _epoch_seed(settings, "order", epoch, samples))
+    loader = _loader(samples, settings, order, device)
+    sums, seen = _Sums(), 0
     for step, batches in enumerate(_groups(loader, settings.training.accumulated_batches)):
+        where = f"epoch {epoch + 1}, step {step + 1}"
         group_size = sum(len(batch) for batch in batches)
         optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            batch = batch.to(device)
-            total, parts = objective(model(batch), batch, model.config, weights)
-            if not torch.isfinite(total):
-                broken = [name for name, value in parts.items() if not torch.isfinite(value)] or ["total"]
-                raise TrainingError(
-                    f"epoch {epoch + 1}, step {step + 1}: the loss is not finite ({', '.join(broken)}); "
-                    "lower training.learning_rate, or look for absurd values with `dipro-fed inspect`"
-                )
-            (total * (len(batch) / group_size)).backward()
-            _add(sums, {"total": total, **parts}, len(batch))
+        with _memory_explained(where, batches, settings):
+            terms = [_backward(model, batch.to(device, non_blocking=True), weights, group_size) for batch in batches]
+        if not sums.add(terms, [len(batch) for batch in batches]):
+            raise _broken_loss(model, samples, order.order[seen : seen + group_size], terms, weights, where)
         optimizer.step()
-    return {name: value / len(samples) for name, value in sums.items()}
+        seen += group_size
+    return sums.means(len(samples))
 
 
 @torch.no_grad()
 def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: ClassWeights) -> Scores:
-    """Probabilities and losses of the model in evaluation mode, in the order of the samples."""
-    device, sums = _device_of(model), {}
+    """Probabilities, attention and losses of the model in evaluation mode, in the order of the samples."""
+    device, sums = _device_of(model), _Sums()
     model.eval()
     probabilities: list[Tensor] = []
-    for batch in _loader(samples, settings, None):
-        batch = batch.to(device)
-        output = model(batch)
-        total, parts = objective(output, batch, model.config, weights)
-        _add(sums, {"total": total, **parts}, len(batch))
+    attention: list[Tensor] = []
+    for batch in _loader(samples, settings, None, device):
+        size = len(batch)
+        with _memory_explained("scoring", [batch], settings):
+            batch = batch.to(device, non_blocking=True)
+            output = model(batch)
+            total, parts = objective(output, batch, model.config, weights)
+        sums.add([{"total": total, **parts}], [size])
         probabilities.append(_probabilities(output.logits, settings.task).float().cpu())
+        num_pairs = output.pair_mask.sum(dim=1).clamp(min=1)
+        attention.append((output.region_attention.sum(dim=2) / num_pairs[:, None, None]).float().cpu())
     return Scores(
         labels=samples.labels,
         probabilities=torch.cat(probabilities).numpy(),
-        losses={name: value / len(samples) for name, value in sums.items()},
+        attention=torch.cat(attention).numpy(),
+        losses=sums.means(len(samples)),
     )
 
 
-def place(model: DiPro, device: torch.device) -> DiPro:
-    """The model on a device, its convolutions in the memory order that is fastest there."""
+def place(model: DiPro, device: torch.device, settings: RunSettings) -> DiPro:
+    """The model on a device, its image network computed as the settings say, in the memory order fastest there."""
+    model.backbone.execute(settings.training.execution())
     # Documented, but torch's annotations lack this form.
     return model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -166,11 +172,19 @@ class _Shuffled(Sampler[int]):
         return len(self.order)
 
 
-def _loader(samples: SampleSet, settings: RunSettings, sampler: _Shuffled | None) -> DataLoader[Batch]:
-    size = settings.training.samples_per_batch(settings.task)
-    # A generator of its own: the loader otherwise draws a number from the global state that dropout uses.
-    generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(samples, batch_size=size, sampler=sampler, collate_fn=collate, generator=generator)
+def _loader(
+    samples: SampleSet, settings: RunSettings, sampler: _Shuffled | None, device: torch.device
+) -> DataLoader[Batch]:
+    loader = DataLoader(
+        samples,
+        batch_size=settings.training.samples_per_batch(settings.task),
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=settings.training.loader_workers,
+        pin_memory=device.type == "cuda",
+        # A generator of its own: the loader otherwise draws a number from the global state that dropout uses.
+        generator=torch.Generator().manual_seed(0),
+    )
     return cast(DataLoader[Batch], loader)  # typed by what it collates from, not to
 
 
@@ -189,9 +203,76 @@ def _probabilities(logits: Tensor, task: Task) -> Tensor:
     return logits.sigmoid() if task is Task.MORTALITY else logits.softmax(dim=-1)
 
 
-def _add(sums: dict[str, float], values: Mapping[str, Tensor], count: int) -> None:
-    for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + float(value.detach()) * count
+def _backward(model: DiPro, batch: Batch, weights: ClassWeights, group_size: int) -> dict[str, Tensor]:
+    """Add the batch's part to the gradient of its group; the objective and its terms come back, still on the device."""
+    total, parts = objective(model(batch), batch, model.config, weights)
+    (total * (len(batch) / group_size)).backward()
+    return {name: value.detach() for name, value in {"total": total, **parts}.items()}
+
+
+class _Sums:
+    """Sums over samples of the objective and its terms, fetched from the device once a step."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def add(self, terms: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> bool:
+        """Add batches of these sizes; false, and nothing added, where an objective is not finite."""
+        rows = torch.stack([torch.stack(list(each.values())) for each in terms]).tolist()
+        names = list(terms[0])
+        if not all(math.isfinite(row[names.index("total")]) for row in rows):
+            return False
+        for row, size in zip(rows, sizes, strict=True):
+            for name, value in zip(names, row, strict=True):
+                self.values[name] = self.values.get(name, 0.0) + value * size
+        return True
+
+    def means(self, num_samples: int) -> dict[str, float]:
+        return {name: value / num_samples for name, value in self.values.items()}
+
+
+@contextmanager
+def _memory_explained(where: str, batches: Sequence[Batch], settings: RunSettings) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # torch.OutOfMemoryError is a RuntimeError; the CPU's allocator raises the plain one.
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        frames = max(batch.frame_mask.shape[1] for batch in batches)
+        raise TrainingError(
+            f"{where}: memory does not suffice for a batch of {max(map(len, batches))} samples with up to {frames} "
+            f"radiographs at {settings.model.crop_pixels} pixels; lower training.batch_size (raise "
+            "training.accumulated_batches to match), set training.checkpoint_activations=true or "
+            "training.precision=bf16, or lower model.crop_pixels"
+        ) from error
+
+
+@torch.no_grad()
+def _broken_loss(
+    model: DiPro,
+    samples: SampleSet,
+    indices: Sequence[int],
+    terms: Sequence[Mapping[str, Tensor]],
+    weights: ClassWeights,
+    where: str,
+) -> TrainingError:
+    """Which terms of which stays are not finite: each stay is scored by itself, in evaluation mode."""
+    model.eval()
+    names = dict.fromkeys(name for each in terms for name, value in each.items() if not torch.isfinite(value))
+    guilty = []
+    for index in indices:
+        batch = collate([samples[index]]).to(_device_of(model))
+        total, parts = objective(model(batch), batch, model.config, weights)
+        own = [name for name, value in parts.items() if not torch.isfinite(value)]
+        if own or not torch.isfinite(total):
+            guilty.append(f"{samples.name(index)} ({', '.join(own) or 'total'})")
+    stays = "; ".join(guilty) or f"none of the {len(indices)} stays alone, so their batch statistics or the weights"
+    return TrainingError(
+        f"{where}: the loss is not finite ({', '.join(name for name in names if name != 'total') or 'total'}), because "
+        f"of {stays}; nothing was learned from this step. Lower training.learning_rate, or look for absurd values with "
+        "`dipro-fed inspect`"
+    )
 
 
 def _device_of(model: nn.Module) -> torch.device:

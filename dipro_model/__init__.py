@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from dipro_model.backbone import load_torchvision_weights
     from dipro_model.batch import Batch, Stay, collate
     from dipro_model.checkpoint import load_official_state_dict
-    from dipro_model.config import BackboneConfig, DiProConfig, LossWeights
+    from dipro_model.config import BackboneConfig, DiProConfig, LossWeights, Parts
+    from dipro_model.execution import Execution
     from dipro_model.losses import ClassWeights, class_weights_from_counts, objective
     from dipro_model.model import DiPro
     from dipro_model.output import Output
@@ -18,8 +19,10 @@ _HOME = {
     "ClassWeights": "losses",
     "DiPro": "model",
     "DiProConfig": "config",
+    "Execution": "execution",
     "LossWeights": "config",
     "Output": "output",
+    "Parts": "config",
     "Stay": "batch",
     "class_weights_from_counts": "losses",
     "collate": "batch",
@@ -34,8 +37,10 @@ __all__ = [
     "ClassWeights",
     "DiPro",
     "DiProConfig",
+    "Execution",
     "LossWeights",
     "Output",
+    "Parts",
     "Stay",
     "class_weights_from_counts",
     "collate",

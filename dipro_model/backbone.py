@@ -10,6 +10,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from dipro_model.config import BackboneConfig
+from dipro_model.execution import Execution, pooled_features
 
 _STAGES: dict[int, tuple[str, list[int]]] = {
     10: ("basic", [1, 1, 1, 1]),
@@ -39,10 +40,18 @@ class Backbone(nn.Module):
         self.adapter = nn.Sequential(
             nn.Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
         )
+        self.execution = Execution()
         self.freeze = config.freeze
         if self.freeze:
             self.resnet.requires_grad_(False)
             self.resnet.eval()
+
+    def execute(self, execution: Execution) -> None:
+        """Compute the residual network in this way from now on."""
+        if execution.compile and not self.execution.compile:
+            # Batches differ in their number of real frames; one compiled network serves them all.
+            self.resnet.compile(dynamic=True)
+        self.execution = execution
 
     def train(self, mode: bool = True) -> "Backbone":
         """Switch between training and evaluation; a frozen residual network stays in evaluation."""
@@ -51,11 +60,20 @@ class Backbone(nn.Module):
             self.resnet.eval()
         return self
 
-    def forward(self, crops: Shaped[Tensor, "frame region channel high wide"]) -> Float[Tensor, "frame region width"]:
-        """Crops as bytes (0..255) or floats in [0, 1], of one gray channel or three; real frames only."""
-        frames, regions = crops.shape[:2]
+    def forward(self, regions: Shaped[Tensor, "frame region *image"]) -> Float[Tensor, "frame region width"]:
+        """Crops as bytes (0..255) or floats in [0, 1], of one gray channel or three; real frames only.
+
+        Where the residual network is frozen its features, [frame, region, feature], may be given instead of crops.
+        """
+        features = regions if regions.ndim == 3 else self.features(regions)
+        return self.adapter(features.flatten(0, 1)).unflatten(0, regions.shape[:2])
+
+    def features(
+        self, crops: Shaped[Tensor, "frame region channel high wide"]
+    ) -> Float[Tensor, "frame region feature"]:
+        """What the residual network says of each crop, before the adapter."""
         images = _to_images(crops.flatten(0, 1), next(self.adapter.parameters()).dtype)
-        return self.adapter(self.resnet(images)).unflatten(0, (frames, regions))
+        return pooled_features(self.resnet, images, self.execution).unflatten(0, crops.shape[:2])
 
 
 def load_torchvision_weights(backbone: Backbone, path: Path | str) -> None:

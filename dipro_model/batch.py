@@ -14,8 +14,9 @@ from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_ME
 class Stay:
     """One stay without padding: every frame and every hour in it is real, so it needs no mask."""
 
-    regions: Shaped[Tensor, "frame region channel high wide"]
-    """Crops of the ten regions of each radiograph in time order; 1 or 3 channels; uint8 or floating in [0, 1]."""
+    regions: Shaped[Tensor, "frame region *image"]
+    """The ten regions of each radiograph in time order: crops, [frame, region, channel, high, wide] with 1 or 3
+    channels, uint8 or floating in [0, 1]; or features of a frozen image network, [frame, region, feature]."""
 
     ehr: Float[Tensor, "step variable"]
     """Hourly values as z-scores."""
@@ -36,11 +37,11 @@ class Stay:
     """Progression of each region and disease, 0..3; None where it is unknown."""
 
     def __post_init__(self) -> None:
-        frames = self.regions.shape[0] if self.regions.ndim == 5 else 0
+        frames = self.regions.shape[0] if self.regions.ndim in (3, 5) else 0
         if frames < 2:
             raise ValueError(
-                "regions: expected [frame, region, channel, height, width] with two frames or more, "
-                f"got shape {list(self.regions.shape)}; the model reads pairs of radiographs"
+                "regions: expected [frame, region, channel, height, width] or [frame, region, feature] with two "
+                f"frames or more, got shape {list(self.regions.shape)}; the model reads pairs of radiographs"
             )
         steps = self.ehr.shape[0]
         _require_shapes(self, axes=(), frames=frames, steps=steps)
@@ -50,8 +51,9 @@ class Stay:
 class Batch:
     """Stays padded to the longest of them. What lies where a mask is false is never read."""
 
-    regions: Shaped[Tensor, "stay frame region channel high wide"]
-    """Region crops; 1 or 3 channels; uint8 (0..255) or floating in [0, 1], without further normalisation."""
+    regions: Shaped[Tensor, "stay frame region *image"]
+    """Crops, [.., channel, high, wide] with 1 or 3 channels, uint8 (0..255) or floating in [0, 1], without further
+    normalisation; or features of a frozen image network, [.., feature]."""
 
     frame_mask: Bool[Tensor, "stay frame"]
     """True where a radiograph exists."""
@@ -78,10 +80,10 @@ class Batch:
     """0 worsened, 1 improved, 2 no change, 3 not mentioned (never enters a loss)."""
 
     def __post_init__(self) -> None:
-        if self.regions.ndim != 6 or self.regions.shape[1] < 2:
+        if self.regions.ndim not in (4, 6) or self.regions.shape[1] < 2:
             raise ValueError(
-                "regions: expected [stay, frame, region, channel, height, width] with two frames or more, "
-                f"got shape {list(self.regions.shape)}"
+                "regions: expected [stay, frame, region, channel, height, width] or [stay, frame, region, feature] "
+                f"with two frames or more, got shape {list(self.regions.shape)}"
             )
         stays, frames = self.regions.shape[:2]
         steps = self.ehr.shape[1] if self.ehr.ndim == 3 else 0
@@ -168,9 +170,9 @@ def _all_or_none(name: str, tensors: Sequence[Tensor | None]) -> list[Tensor]:
 
 def _require_shapes(holder: Stay | Batch, *, axes: tuple[int, ...], frames: int, steps: int) -> None:
     """Check the shapes that a stay and a batch share; `axes` holds the number of stays, or nothing."""
-    channels, crop = holder.regions.shape[-3], tuple(holder.regions.shape[-2:])
+    image = tuple(holder.regions.shape[len(axes) + 2 :])
     expected: dict[str, tuple[int, ...]] = {
-        "regions": (*axes, frames, len(REGIONS), channels, *crop),
+        "regions": (*axes, frames, len(REGIONS), *image),
         "ehr": (*axes, steps, len(EHR_VARIABLES)),
         "ehr_hours": (*axes, steps),
         "intervals": (*axes, frames - 1, 2),
@@ -181,10 +183,10 @@ def _require_shapes(holder: Stay | Batch, *, axes: tuple[int, ...], frames: int,
         value = getattr(holder, name)
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
-    if channels not in (1, 3):
-        raise ValueError(f"regions: expected 1 or 3 channels on the fourth axis from the right, got {channels}")
-    if holder.regions.dtype != torch.uint8 and not holder.regions.is_floating_point():
-        raise ValueError(f"regions: expected uint8 or floating crops, got {holder.regions.dtype}")
+    if len(image) == 3 and image[0] not in (1, 3):
+        raise ValueError(f"regions: expected 1 or 3 channels behind the regions, got {image[0]}")
+    if not holder.regions.is_floating_point() and (len(image) == 1 or holder.regions.dtype != torch.uint8):
+        raise ValueError(f"regions: expected uint8 or floating crops, or floating features, got {holder.regions.dtype}")
     if holder.label is not None and tuple(holder.label.shape) not in (axes, (*axes, len(DISEASES))):
         raise ValueError(
             f"label: expected shape {list(axes)} or {[*axes, len(DISEASES)]}, got {list(holder.label.shape)}"

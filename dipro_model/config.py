@@ -28,8 +28,7 @@ class BackboneConfig:
         if self.depth not in BACKBONE_DEPTHS:
             raise ValueError(f"backbone.depth: expected one of {BACKBONE_DEPTHS}, got {self.depth}")
         _require_int("backbone.crop_pixels", self.crop_pixels, least=1)
-        if not isinstance(self.freeze, bool):
-            raise ValueError(f"backbone.freeze: expected true or false, got {self.freeze!r}")
+        _require_bool("backbone.freeze", self.freeze)
 
     @property
     def num_features(self) -> int:
@@ -74,6 +73,49 @@ class LossWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Which parts of DiPro take part; the published model has all, a model without one is an ablation of it.
+
+    Whatever takes part, the network has the same parameters, so that the random start is the same as well.
+    """
+
+    std_losses: bool = True
+    """Spatiotemporal disentanglement: the terms `orthogonal` and `temporal` of the objective."""
+
+    pae: bool = True
+    """Progression-aware enhancement: the pair in reversed order, the terms `static` and `dynamic` of the objective."""
+
+    local_fusion: bool = True
+    """Regions of a pair look at themselves and at the hours of their interval."""
+
+    global_fusion: bool = True
+    """Class tokens, regions and hours look at one another; without it a class token adds the mean region and hour."""
+
+    ehr: bool = True
+    """Hourly records; without them every stay is one without a recorded hour."""
+
+    radiographs: bool = True
+    """Radiographs; without them the image network never runs."""
+
+    demographics: bool = True
+    """Age, height, weight and the one-hot columns."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _require_bool(f"parts.{item.name}", getattr(self, item.name))
+        if not (self.ehr or self.radiographs or self.demographics):
+            raise ValueError(
+                "parts: expected at least one of ehr, radiographs and demographics, got a model of nothing"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Parts":
+        """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
+        _require_fields("parts", cls, values)
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiProConfig:
     """Sizes of a DiPro network and weights of its objective; nothing about how it is optimised."""
 
@@ -104,6 +146,9 @@ class DiProConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The image network."""
 
+    parts: Parts = field(default_factory=Parts)
+    """Which parts of the model take part."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
             raise ValueError(f"task: expected one of {[str(task) for task in Task]}, got {self.task!r}")
@@ -117,8 +162,9 @@ class DiProConfig:
         _require_number("dropout", self.dropout, least=0.0)
         if self.dropout >= 1.0:
             raise ValueError(f"dropout: expected a probability below 1, got {self.dropout}")
-        if not isinstance(self.loss, LossWeights) or not isinstance(self.backbone, BackboneConfig):
-            raise ValueError("loss and backbone: expected LossWeights and BackboneConfig; from_dict reads plain values")
+        for name, kind in (("loss", LossWeights), ("backbone", BackboneConfig), ("parts", Parts)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, which from_dict reads from plain values")
 
     @classmethod
     def published(cls, task: Task | str, *, backbone: BackboneConfig | None = None) -> "DiProConfig":
@@ -150,6 +196,13 @@ class DiProConfig:
         """Number of layers that fuse a pair's regions with the EHR of its interval."""
         return self.num_transformer_layers // 2
 
+    def has_term(self, name: str) -> bool:
+        """Whether a term of the objective counts, because the part of the model that it shapes takes part."""
+        if name == "task":
+            return True
+        shaped = self.parts.std_losses if name in ("orthogonal", "temporal") else self.parts.pae
+        return shaped and self.parts.radiographs
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values (text, numbers, nested dictionaries) that JSON can hold and `from_dict` reads."""
         return {**asdict(self), "task": str(self.task)}
@@ -164,6 +217,7 @@ class DiProConfig:
                 "task": _read_task(values["task"]),
                 "loss": LossWeights.from_dict(values["loss"]),
                 "backbone": BackboneConfig.from_dict(values["backbone"]),
+                "parts": Parts.from_dict(values["parts"]),
             }
         )
 
@@ -187,6 +241,11 @@ def _require_fields(section: str, cls: type, values: Mapping[str, Any]) -> None:
 def _require_int(name: str, value: object, *, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+
+def _require_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected true or false, got {value!r}")
 
 
 def _require_number(name: str, value: object, *, least: float) -> None:

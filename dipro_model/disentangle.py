@@ -20,10 +20,10 @@ class PairFeatures:
     """D, from the pair in time order."""
 
     reversed_static: Float[Tensor, "stay pair region width"]
-    """S of the pair in reversed order."""
+    """S of the pair in reversed order; without enhancement, S again."""
 
     region_logits: Float[Tensor, "direction stay pair region disease change"]
-    """Progression read from D in time order (0) and in reversed order (1)."""
+    """Progression read from D in time order (0) and in reversed order (1); zero without enhancement."""
 
 
 class Disentangle(nn.Module):
@@ -38,11 +38,17 @@ class Disentangle(nn.Module):
         )
 
     def forward(
-        self, features: Float[Tensor, "stay frame region width"], pair_mask: Bool[Tensor, "stay pair"]
+        self, features: Float[Tensor, "stay frame region width"], pair_mask: Bool[Tensor, "stay pair"], *, enhance: bool
     ) -> PairFeatures:
-        """Only real pairs are projected, so that padding enters no batch statistics."""
+        """Only real pairs are projected, so that padding enters no batch statistics.
+
+        `enhance` looks at every pair in reversed order too (progression-aware enhancement).
+        """
         first, second = features[:, :-1][pair_mask], features[:, 1:][pair_mask]  # [real pair, region, width]
         in_order, in_reverse = torch.cat([first, second], dim=-1), torch.cat([second, first], dim=-1)
+        if not enhance:
+            static, dynamic = (place(_project(net, in_order), pair_mask) for net in (self.static, self.dynamic))
+            return _in_order_only(static, dynamic)
         static, reversed_static = _project(self.static, in_order), _project(self.static, in_reverse)
         dynamic, reversed_dynamic = _project(self.dynamic, in_order), _project(self.dynamic, in_reverse)
         logits = [self._progression(changes) for changes in (dynamic, reversed_dynamic)]
@@ -55,6 +61,19 @@ class Disentangle(nn.Module):
 
     def _progression(self, dynamic: Float[Tensor, "real region width"]) -> Float[Tensor, "real region disease change"]:
         return torch.stack([head(dynamic) for head in self.progression_heads], dim=-2)
+
+
+def _in_order_only(
+    static: Float[Tensor, "stay pair region width"], dynamic: Float[Tensor, "stay pair region width"]
+) -> PairFeatures:
+    logits = static.new_zeros(2, *static.shape[:3], len(DISEASES), len(PROGRESSIONS))
+    return PairFeatures(static=static, dynamic=dynamic, reversed_static=static, region_logits=logits)
+
+
+def no_pairs(like: Float[Tensor, "..."], *, stays: int, pairs: int, regions: int, width: int) -> PairFeatures:
+    """What a model that sees no radiographs knows of its pairs: zeros."""
+    zero = like.new_zeros(stays, pairs, regions, width)
+    return _in_order_only(zero, zero)
 
 
 def place(

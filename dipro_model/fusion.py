@@ -68,6 +68,21 @@ class GlobalFusion(nn.Module):
             looks.append(weights[:, :outputs, outputs : outputs + regions.shape[1]].detach())
         return tokens[:, :outputs], torch.stack(looks).mean(dim=0)
 
+    def pool(
+        self,
+        regions: Float[Tensor, "stay token width"],
+        region_mask: Bool[Tensor, "stay token"],
+        ehr: Float[Tensor, "stay step width"],
+        ehr_mask: Bool[Tensor, "stay step"],
+    ) -> tuple[Float[Tensor, "stay output width"], Float[Tensor, "stay output token"]]:
+        """The ablation of `forward`: nothing looks at anything, class tokens add the mean region and the mean hour."""
+        outputs = self.class_tokens.shape[1]
+        share = region_mask / region_mask.sum(dim=1, keepdim=True).clamp(min=1)
+        hours = ehr_mask / ehr_mask.sum(dim=1, keepdim=True).clamp(min=1)
+        mean = torch.einsum("st,stw->sw", share.to(regions), regions) + torch.einsum("st,stw->sw", hours.to(ehr), ehr)
+        classes = self.region_norm(self.class_tokens + mean[:, None])
+        return classes, share.to(regions)[:, None].expand(-1, outputs, -1)
+
 
 class GroupEmbedding(nn.Module):
     """Every feature as a mixture of a few learned group vectors: softmax(X W) G."""
@@ -100,9 +115,12 @@ class StaticFusion(nn.Module):
         static: Float[Tensor, "stay token width"],
         region_mask: Bool[Tensor, "stay token"],
         demographics: Float[Tensor, "stay demographic"],
+        *,
+        describe: bool,
     ) -> Float[Tensor, "stay output width"]:
+        """`describe` lets them see the demographics."""
         described = self.demographics(demographics)[:, None]
         keys = self.groups(torch.cat([static, described], dim=1))
-        allowed = torch.cat([region_mask, region_mask.new_ones(len(static), 1)], dim=1)
+        allowed = torch.cat([region_mask, region_mask.new_full((len(static), 1), describe)], dim=1)
         mixed, _ = attend(self.attention, class_tokens, keys, keys, allowed=allowed[:, None])
         return self.norm(class_tokens + mixed)

@@ -86,8 +86,9 @@ def objective(
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """L = sum of factor * term over task, orthogonal, temporal, static, dynamic (Liu et al., arXiv 2510.11112).
 
-    Returns the total and the five terms before their factors. A disease or class without a label adds zero; gradients
-    stay defined. Raises ValueError where the batch carries no labels.
+    Returns the total and the five terms before their factors. A disease or class without a label adds zero, as does a
+    term whose part of the model takes no part; gradients stay defined. Raises ValueError where the batch carries no
+    labels.
     """
     if batch.label is None or batch.region_progression is None:
         raise ValueError("objective: expected a batch with label and region_progression, got one without labels")
@@ -98,6 +99,7 @@ def objective(
             output.region_logits, batch.region_progression, output.pair_mask, class_weights.progression
         ),
     }
+    parts = {name: value if config.has_term(name) else torch.zeros_like(value) for name, value in parts.items()}
     total = torch.stack([getattr(config.loss, name) * value for name, value in parts.items()]).sum()
     return total, parts
 

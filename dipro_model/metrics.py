@@ -1,40 +1,73 @@
-"""How good predictions are: the published metrics of each task, and their intervals over patients.
+"""How good predictions are: the published metrics of each task, their calibration, and intervals over patients.
 
 A metric that the samples leave undefined (no label, one class only) has no value and says why; it is never 0.
-Definitions follow the published evaluation, so that numbers can be put beside the published ones:
+Definitions follow the published evaluation (models/Base_Predictor.py of github.com/Chenliu-svg/DiPro), so that
+numbers can be put beside the published ones:
 
 mortality            auroc; auprc = average precision
-length_of_stay       kappa = Cohen's, without weights; accuracy
+length_of_stay       kappa = Cohen's, without weights; accuracy; precision, recall, f1, auroc, auprc as for a disease
+                     below, over the four classes; precision_micro, recall_micro, f1_micro = over all decisions at
+                     once, which for one class a stay are all three the accuracy
 disease_progression  precision, recall, f1 = macro means over the three classes; auroc = mean of the three
                      one-versus-rest areas; auprc = mean of the three areas under straight lines between the points
                      of the precision-recall curve (the trapezoid, not the average precision). Each of a disease
                      (`f1/atelectasis`) and its mean over the diseases (`f1`). Labels 3, not mentioned, take no part.
 
 Where a class has no sample, the means over classes run over the others: its recall and areas do not exist.
+
+Calibration, of every task and of every disease, was not published; lower is better:
+
+brier   mean of (p - y)^2 for death (Brier 1950, over one of the two classes: 0 to 1); for several classes the mean of
+        the sum over the classes of (p_c - [y = c])^2 (0 to 2)
+ece     expected calibration error (Naeini et al. 2015; Guo et al. 2017) in ten bins of equal width, the usual ones, and
+        the same for every resample and model: the risk of death against the share that died; for several classes
+        the probability of the likeliest class against how often it was right. It is never below 0, so few samples
+        make it too high, and its interval too: a perfect model of n samples does not score 0.
+
+Both exist wherever a sample has a label, of one class too.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from dipro_model import weighted
+from dipro_model.metric_values import metric_values
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, TASK_CLASSES, Task
 
-METRICS: dict[Task, tuple[str, ...]] = {
+HEADLINE: dict[Task, tuple[str, ...]] = {
     Task.DISEASE_PROGRESSION: ("f1", "precision", "recall", "auroc", "auprc"),
     Task.MORTALITY: ("auroc", "auprc"),
     Task.LENGTH_OF_STAY: ("kappa", "accuracy"),
 }
+"""The metrics that were published for each task: what a reader looks at first."""
+
+CALIBRATION: tuple[str, ...] = ("brier", "ece")
+"""Whether probabilities mean what they say; of every task."""
+
+METRICS: dict[Task, tuple[str, ...]] = {
+    Task.DISEASE_PROGRESSION: (*HEADLINE[Task.DISEASE_PROGRESSION], *CALIBRATION),
+    Task.MORTALITY: (*HEADLINE[Task.MORTALITY], *CALIBRATION),
+    Task.LENGTH_OF_STAY: (
+        *HEADLINE[Task.LENGTH_OF_STAY],
+        *("f1", "precision", "recall", "auroc", "auprc"),
+        *("f1_micro", "precision_micro", "recall_micro"),
+        *CALIBRATION,
+    ),
+}
 """The metrics of each task, the ones over all diseases for progression."""
+
+LOWER_IS_BETTER: frozenset[str] = frozenset(CALIBRATION)
+"""Of these a lower value is the better one; of every other metric a higher one is. A disease's follow their mean."""
 
 MONITOR: dict[Task, str] = {
     Task.DISEASE_PROGRESSION: "f1",
     Task.MORTALITY: "auprc",
     Task.LENGTH_OF_STAY: "accuracy",
 }
-"""The validation metric by which a model is chosen; of all of them more is better."""
+"""The validation metric by which a model is chosen; of all of them more is better (none is in LOWER_IS_BETTER)."""
 
 _BLOCK_CELLS = 4_000_000
 """Weights held at a time, resamples x samples: 32 MB."""
@@ -90,9 +123,9 @@ def score(
 
     Raises ValueError for shapes, labels or probabilities that cannot be.
     """
-    _check(task, labels, probabilities)
+    check_scores(task, labels, probabilities)
     names = metric_names(task)
-    values = _values(task, labels, probabilities, np.ones((1, len(labels))), names)
+    values = metric_values(task, labels, probabilities, np.ones((1, len(labels))), names)
     return {name: _metric(task, name, values, labels) for name in names}
 
 
@@ -117,7 +150,7 @@ def bootstrap(
 
     Raises ValueError for what `score` refuses, an unknown metric, or settings that make no sense.
     """
-    _check(task, labels, probabilities)
+    check_scores(task, labels, probabilities)
     _check_bootstrap(task, labels, patients, metrics, num_resamples, level)
     identities, patient = np.unique(patients, return_inverse=True)
     if len(identities) < 2:
@@ -125,7 +158,7 @@ def bootstrap(
         undefined = Interval(low=None, high=None, num_resamples=0, num_undefined=0, reason=reason)
         return dict.fromkeys(metrics, undefined)
     blocks = [
-        _values(task, labels, probabilities, draws[:, patient].astype(np.float64), metrics)
+        metric_values(task, labels, probabilities, draws[:, patient].astype(np.float64), metrics)
         for draws in _draws(len(identities), len(labels), num_resamples, seed)
     ]
     return {name: _interval(np.concatenate([block[name] for block in blocks]), level) for name in metrics}
@@ -152,65 +185,13 @@ def _interval(values: weighted.Values, level: float) -> Interval:
     )
 
 
-def _values(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, weights: weighted.Weights, names: Sequence[str]
-) -> dict[str, weighted.Values]:
-    """The named metrics, and for a mean over diseases those of every disease, [resample] each, NaN if undefined."""
-    labels, probabilities = labels.astype(np.int64), probabilities.astype(np.float64)
-    if task is Task.MORTALITY:
-        functions = {"auroc": weighted.auroc, "auprc": weighted.average_precision}
-        return {
-            name: _area(functions[name], labels == 1, probabilities[:, 0, 0], weights) for name in dict.fromkeys(names)
-        }
-    if task is Task.LENGTH_OF_STAY:
-        return {name: _of_classes(name, labels, probabilities[:, 0], weights) for name in dict.fromkeys(names)}
-    values: dict[str, weighted.Values] = {}
-    for name in dict.fromkeys(names):
-        family, _, disease = name.partition("/")
-        for k, each in enumerate(DISEASES):
-            if disease in ("", each) and f"{family}/{each}" not in values:
-                known = labels[:, k] != NOT_MENTIONED
-                values[f"{family}/{each}"] = _of_classes(
-                    family, labels[known, k], probabilities[known, k], weights[:, known]
-                )
-        if not disease:
-            values[family] = weighted.mean_of_defined(np.stack([values[f"{family}/{each}"] for each in DISEASES]))
-    return values
-
-
-def _of_classes(
-    family: str, labels: np.ndarray, probabilities: Float[np.ndarray, "sample class"], weights: weighted.Weights
-) -> weighted.Values:
-    """One metric of one output with several classes."""
-    num_classes = probabilities.shape[1]
-    areas = {"auroc": weighted.auroc, "auprc": weighted.trapezoid_precision_recall}
-    if family in areas:
-        per_class = [_area(areas[family], labels == c, probabilities[:, c], weights) for c in range(num_classes)]
-        return weighted.mean_of_defined(np.stack(per_class))
-    functions = {
-        "kappa": weighted.kappa,
-        "accuracy": weighted.accuracy,
-        "precision": weighted.macro_precision,
-        "recall": weighted.macro_recall,
-        "f1": weighted.macro_f1,
-    }
-    return functions[family](weighted.confusion(labels, probabilities.argmax(axis=1), num_classes, weights))
-
-
-def _area(
-    function: Callable[..., weighted.Values], positive: np.ndarray, scores: np.ndarray, weights: weighted.Weights
-) -> weighted.Values:
-    if not len(positive):
-        return np.full(len(weights), np.nan)
-    return function(positive, scores, weights)
-
-
 def _metric(task: Task, name: str, values: dict[str, weighted.Values], labels: np.ndarray) -> Metric:
     value = None if np.isnan(values[name][0]) else float(values[name][0])
     if task is Task.DISEASE_PROGRESSION and "/" not in name:
         missing = [disease for disease in DISEASES if np.isnan(values[f"{name}/{disease}"][0])]
         if value is None:
-            return Metric(value=None, reason="no disease has labels of at least two classes")
+            needed = "a label" if name in CALIBRATION else "labels of at least two classes"
+            return Metric(value=None, reason=f"no disease has {needed}")
         return Metric(value=value, reason=f"mean without {', '.join(missing)}: undefined there" if missing else None)
     if value is not None:
         return Metric(value=value, reason=None)
@@ -220,7 +201,8 @@ def _metric(task: Task, name: str, values: dict[str, weighted.Values], labels: n
     return Metric(value=None, reason="needs labels of at least two classes, found one class only")
 
 
-def _check(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> None:
+def check_scores(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Raise ValueError for shapes, labels or probabilities that cannot be; `score` says which can."""
     num_outputs, num_classes = output_shape(task)
     expected = (len(probabilities), len(DISEASES)) if task is Task.DISEASE_PROGRESSION else (len(probabilities),)
     if probabilities.shape[1:] != (num_outputs, num_classes) or labels.shape != expected:

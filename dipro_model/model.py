@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dipro_model.backbone import Backbone
 from dipro_model.batch import Batch
 from dipro_model.config import DiProConfig
-from dipro_model.disentangle import Disentangle, PairFeatures, place
+from dipro_model.disentangle import Disentangle, PairFeatures, no_pairs, place
 from dipro_model.ehr import GlobalEhr, LocalEhr, hours_inside
 from dipro_model.fusion import GlobalFusion, LocalFusion, StaticFusion
 from dipro_model.losses import dynamic_loss, orthogonal_loss, static_loss, temporal_loss
@@ -46,10 +46,10 @@ class DiPro(nn.Module):
         )
 
     def forward(self, batch: Batch) -> Output:
-        pair_mask = batch.pair_mask
-        frames = self.backbone(batch.regions[batch.frame_mask])  # [real frame, region, width]
-        pairs = self.disentangle(place(frames, batch.frame_mask), pair_mask)
-        logits, attention = self._fuse(batch, pairs, pair_mask)
+        parts = self.config.parts
+        pair_mask = batch.pair_mask & parts.radiographs
+        pairs = self._see(batch, pair_mask)
+        logits, attention = self._fuse(batch, pairs, batch.ehr_mask & parts.ehr, pair_mask)
         return Output(
             logits=logits,
             auxiliary=_auxiliary(batch, pairs, pair_mask),
@@ -58,18 +58,37 @@ class DiPro(nn.Module):
             region_attention=attention,
         )
 
+    def _see(self, batch: Batch, pair_mask: Bool[Tensor, "stay pair"]) -> PairFeatures:
+        if not self.config.parts.radiographs:
+            stays, pairs, regions = *pair_mask.shape, batch.regions.shape[2]
+            like = self.global_ehr.token
+            return no_pairs(like, stays=stays, pairs=pairs, regions=regions, width=self.config.width)
+        frames = self.backbone(batch.regions[batch.frame_mask])  # [real frame, region, width]
+        return self.disentangle(place(frames, batch.frame_mask), pair_mask, enhance=self.config.parts.pae)
+
     def _fuse(
-        self, batch: Batch, pairs: PairFeatures, pair_mask: Bool[Tensor, "stay pair"]
+        self,
+        batch: Batch,
+        pairs: PairFeatures,
+        ehr_mask: Bool[Tensor, "stay step"],
+        pair_mask: Bool[Tensor, "stay pair"],
     ) -> tuple[Float[Tensor, "stay output class"], Float[Tensor, "stay output pair region"]]:
-        dtype = self.global_ehr.token.dtype
-        ehr = _real_only(batch.ehr, batch.ehr_mask, dtype)
-        hours = _real_only(batch.ehr_hours, batch.ehr_mask, dtype)
+        dtype, parts = self.global_ehr.token.dtype, self.config.parts
+        ehr = _real_only(batch.ehr, ehr_mask, dtype)
+        hours = _real_only(batch.ehr_hours, ehr_mask, dtype)
         intervals = _real_only(batch.intervals, pair_mask, dtype)
-        tokens = self.global_ehr(ehr, batch.ehr_mask)  # [stay, step, width]
-        regions = self._fuse_pairs(pairs.dynamic, tokens, hours, intervals, batch.ehr_mask, pair_mask)
+        tokens = self.global_ehr(ehr, ehr_mask)  # [stay, step, width]
+        regions = self._fuse_pairs(pairs.dynamic, tokens, hours, intervals, ehr_mask, pair_mask)
         region_mask = pair_mask.repeat_interleave(regions.shape[2], dim=1)  # [stay, pair * region]
-        classes, attention = self.global_fusion(regions.flatten(1, 2), region_mask, tokens, batch.ehr_mask)
-        classes = self.static_fusion(classes, pairs.static.flatten(1, 2), region_mask, batch.demographics.to(dtype))
+        fuse = self.global_fusion if parts.global_fusion else self.global_fusion.pool
+        classes, attention = fuse(regions.flatten(1, 2), region_mask, tokens, ehr_mask)
+        classes = self.static_fusion(
+            classes,
+            pairs.static.flatten(1, 2),
+            region_mask,
+            batch.demographics.to(dtype),
+            describe=parts.demographics,
+        )
         logits = torch.stack([head(classes[:, output]) for output, head in enumerate(self.heads)], dim=1)
         return logits, attention.unflatten(2, regions.shape[1:3])
 
@@ -82,7 +101,7 @@ class DiPro(nn.Module):
         ehr_mask: Bool[Tensor, "stay step"],
         pair_mask: Bool[Tensor, "stay pair"],
     ) -> Float[Tensor, "stay pair region width"]:
-        if not self.local_fusion:
+        if not (self.local_fusion and self.config.parts.local_fusion and self.config.parts.radiographs):
             return dynamic
         inside = hours_inside(hours, ehr_mask, intervals, pair_mask)
         local = self.local_ehr(tokens, hours, intervals, inside).flatten(0, 1)  # [stay * pair, step, width]

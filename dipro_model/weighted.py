@@ -12,10 +12,13 @@ from jaxtyping import Bool, Float, Int, Num
 Weights = Float[np.ndarray, "resample sample"]
 Values = Float[np.ndarray, " resample"]
 
+NUM_BINS = 10
+"""Bins of the calibration error."""
+
 
 def auroc(positive: Bool[np.ndarray, " sample"], score: Float[np.ndarray, " sample"], weights: Weights) -> Values:
     """Area under the ROC curve: P(score of a positive > score of a negative), a tie counting one half."""
-    positives, negatives = _by_threshold(positive, score, weights)
+    positives, negatives = by_threshold(positive, score, weights)
     positives_above = np.cumsum(positives, axis=1) - positives
     concordant = (negatives * (positives_above + positives / 2)).sum(axis=1)
     return _ratio(concordant, positives.sum(axis=1) * negatives.sum(axis=1))
@@ -76,13 +79,32 @@ def macro_f1(matrix: Float[np.ndarray, "resample label prediction"]) -> Values:
     return _macro(matrix, 2 * _true(matrix), matrix.sum(axis=1) + matrix.sum(axis=2))
 
 
+def mean(values: Float[np.ndarray, " sample"], weights: Weights) -> Values:
+    """Weighted mean over the samples."""
+    return _ratio(weights @ values, weights.sum(axis=1))
+
+
+def expected_calibration_error(
+    happened: Bool[np.ndarray, " sample"], predicted: Float[np.ndarray, " sample"], weights: Weights
+) -> Values:
+    """Mean over the samples of their bin's |mean predicted - share that happened| (Guo et al. 2017, equation 3)."""
+    in_bin = np.eye(NUM_BINS)[bin_of(predicted)]
+    gaps = np.abs(weights @ (in_bin * (predicted - happened)[:, None]))
+    return _ratio(gaps.sum(axis=1), weights.sum(axis=1))
+
+
+def bin_of(predicted: Float[np.ndarray, " sample"]) -> Int[np.ndarray, " sample"]:
+    """Which of NUM_BINS bins of equal width, closed on the right; 0 is in the first."""
+    return np.searchsorted(np.arange(1, NUM_BINS) / NUM_BINS, predicted)
+
+
 def mean_of_defined(values: Float[np.ndarray, "part resample"]) -> Values:
     """Mean over the parts that are not NaN; NaN where none is."""
     defined = ~np.isnan(values)
     return _ratio(np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0))
 
 
-def _by_threshold(
+def by_threshold(
     positive: Bool[np.ndarray, " sample"], score: Float[np.ndarray, " sample"], weights: Weights
 ) -> tuple[Float[np.ndarray, "resample threshold"], Float[np.ndarray, "resample threshold"]]:
     """Weight of the positives and negatives at each distinct score, highest score first."""
@@ -100,7 +122,7 @@ def _precision_by_recall(
 
     A threshold above every sample of a resample does not exist for it: there the precision stays 1.
     """
-    positives, negatives = _by_threshold(positive, score, weights)
+    positives, negatives = by_threshold(positive, score, weights)
     true, false = np.cumsum(positives, axis=1), np.cumsum(negatives, axis=1)
     precision = np.divide(true, true + false, out=np.ones_like(true), where=true + false > 0)
     total = np.broadcast_to(true[:, -1:], true.shape)

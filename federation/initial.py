@@ -18,7 +18,7 @@ def initial_model(settings: RunSettings) -> DiPro:
     torchvision's format.
     """
     torch.manual_seed(derive_seed(settings.seed, "initial weights"))
-    model = DiPro(settings.model.config(settings.task))
+    model = DiPro(settings.config())
     if settings.model.backbone_weights:
         load_torchvision_weights(model.backbone, settings.model.backbone_weights)
     else:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dipro_model import BackboneConfig, DiProConfig
+from dipro_model import BackboneConfig, DiProConfig, Execution, LossWeights, Parts
+from dipro_model.execution import Precision
 from dipro_model.vocabulary import Task
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -23,6 +24,8 @@ Scalar = bool | int | float | str
 _PUBLISHED_BATCH_SIZE = {Task.DISEASE_PROGRESSION: 8, Task.MORTALITY: 4, Task.LENGTH_OF_STAY: 4}
 _PUBLISHED_BASE_RATE = {Task.DISEASE_PROGRESSION: 5e-6, Task.MORTALITY: 1e-5, Task.LENGTH_OF_STAY: 8e-6}
 _PUBLISHED_ACCUMULATION = 4
+_SIZES = ("width", "dropout", "num_transformer_layers")
+"""Settings of the network that have a published value for each task."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,6 +39,11 @@ _Loader.add_implicit_resolver(
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def _set(section: BaseModel) -> dict[str, Any]:
+    """What of a section is set to something else than `published`."""
+    return {name: value for name, value in section.model_dump().items() if value != "published"}
 
 
 class ModelSettings(_Settings):
@@ -56,12 +64,56 @@ class ModelSettings(_Settings):
     crop_pixels: Annotated[int, Field(ge=16, le=224)] = 224
     """Side of a region crop as the network sees it; the cohort's 224 pixels are averaged down to it."""
 
-    def config(self, task: Task) -> DiProConfig:
-        """The network of this task with the published sizes where nothing else is set."""
-        named = {name: getattr(self, name) for name in ("width", "dropout", "num_transformer_layers")}
-        backbone = BackboneConfig(depth=self.backbone_depth, freeze=self.freeze_backbone, crop_pixels=self.crop_pixels)
-        changed = {name: value for name, value in named.items() if value != "published"}
-        return replace(DiProConfig.published(task, backbone=backbone), **changed)
+
+class PartsSettings(_Settings):
+    """What takes part; the published model has all of it, each `false` is an ablation."""
+
+    radiographs: bool = True
+    """Look at radiographs; without them the image network never runs."""
+    sequence: bool = True
+    """Look at all radiographs of the sample; false looks at the last one only, as a pair with itself."""
+    ehr: bool = True
+    """Read the hourly records."""
+    demographics: bool = True
+    """Read age, height, weight and the one-hot columns."""
+    std_losses: bool = True
+    """Spatiotemporal disentanglement: the terms orthogonal and temporal of the objective."""
+    pae: bool = True
+    """Progression-aware enhancement: the reversed pair and the terms static and dynamic of the objective."""
+    local_fusion: bool = True
+    """Fuse the regions of a pair with the hours of its interval."""
+    global_fusion: bool = True
+    """Fuse classes, regions and hours by attention; without it their means are added."""
+
+    @model_validator(mode="after")
+    def _something_is_read(self) -> "PartsSettings":
+        self.config()
+        return self
+
+    def config(self) -> Parts:
+        """The parts as the network knows them; whether it is given a sequence is the samples' business."""
+        return Parts(**self.model_dump(exclude={"sequence"}))
+
+
+Factor = Published | Annotated[float, Field(ge=0)]
+
+
+class LossSettings(_Settings):
+    """Factors of the five terms of the objective."""
+
+    task: Factor = "published"
+    """Factor of the task's own loss, a_CE."""
+    orthogonal: Factor = "published"
+    """Factor of the squared cosine between static and dynamic features, a_orth."""
+    temporal: Factor = "published"
+    """Factor of the change of static features between neighbouring pairs, a_temp."""
+    static: Factor = "published"
+    """Factor of the change of static features under time reversal, a_static."""
+    dynamic: Factor = "published"
+    """Factor of the progression loss of single regions, a_dyn."""
+
+    def weights(self, published: LossWeights) -> LossWeights:
+        return replace(published, **_set(self))
 
 
 class TrainingSettings(_Settings):
@@ -89,6 +141,25 @@ class TrainingSettings(_Settings):
     """Weights of classes and of deaths, from training labels; `published` keeps the published faults."""
     batch_norm: Literal["train", "frozen"] = "train"
     """`frozen` keeps the running statistics and normalises with them while training."""
+    precision: Precision = "fp32"
+    """Number format of the image network; bf16 halves memory and, where the processor knows it, time."""
+    checkpoint_activations: bool = False
+    """Compute the image network's activations again on the way back instead of keeping them: less memory, more time."""
+    compile: bool = False
+    """Let torch.compile fuse the image network; pays on a GPU over many epochs."""
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read samples ahead; 0 reads in the training process, which is enough without a GPU."""
+
+    @model_validator(mode="after")
+    def _execution_is_possible(self) -> "TrainingSettings":
+        self.execution()
+        return self
+
+    def execution(self) -> Execution:
+        """How the image network is computed."""
+        return Execution(
+            precision=self.precision, checkpoint_activations=self.checkpoint_activations, compile=self.compile
+        )
 
     def samples_per_batch(self, task: Task) -> int:
         return _PUBLISHED_BATCH_SIZE[task] if self.batch_size == "published" else self.batch_size
@@ -122,8 +193,20 @@ class RunSettings(_Settings):
     seed: Annotated[int, Field(ge=0)] = 23
     """All randomness of the run is derived from it."""
     model: ModelSettings = ModelSettings()
+    parts: PartsSettings = PartsSettings()
+    loss: LossSettings = LossSettings()
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
+
+    def config(self) -> DiProConfig:
+        """The network and objective of this run, with the published values where nothing else is set."""
+        model = self.model
+        backbone = BackboneConfig(
+            depth=model.backbone_depth, freeze=model.freeze_backbone, crop_pixels=model.crop_pixels
+        )
+        published = DiProConfig.published(self.task, backbone=backbone)
+        sizes = {name: value for name, value in _set(model).items() if name in _SIZES}
+        return replace(published, **sizes, loss=self.loss.weights(published.loss), parts=self.parts.config())
 
 
 class RunFiles(_Settings):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from client.dataset import SampleSet, require_every_split, require_trainable
+from client.features import inputs_of
 from client.predictions import write_predictions
 from client.records import SiteRecords, SiteSpec
 from client.site import score_splits, split_result, to_predictions
@@ -46,10 +47,10 @@ def train(
     sites = [SiteRecords(spec, crop_pixels=settings.model.crop_pixels) for spec in specs]
     require_every_split(sites, settings.task, SPLITS)
     trained = [site for site in sites if only in (None, site.name)]
-    samples = SampleSet(trained, settings.task, "train")
-    require_trainable(samples)
+    require_trainable(SampleSet(trained, settings.task, "train"))
     where = choose_device(device)
-    model = place(initial_model(settings), where)
+    model = place(initial_model(settings), where, settings)
+    samples = SampleSet(trained, settings.task, "train", inputs_of(trained, model, settings))
     writer = RunWriter(
         folder,
         settings,
@@ -101,7 +102,7 @@ def _score(
 ) -> Mapping[str, Mapping[str, Mapping[str, float | None]]]:
     """Metrics of the chosen model by site and split; the predictions go to the run's folder."""
     model, _ = writer.chosen_model()
-    place(model, device)
+    place(model, device, writer.settings)
     results = {}
     for site in sites:
         scored = score_splits(model, [site], writer.settings, weights)

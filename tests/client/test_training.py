@@ -64,7 +64,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(site: SiteRecords)
     for sizes in (("training.batch_size=4", "training.accumulated_batches=3"), ("training.batch_size=10",)):
         settings = small_settings("task=length_of_stay", *common, *sizes)
         torch.manual_seed(0)
-        config = settings.model.config(settings.task)
+        config = settings.config()
         model = DiPro(
             replace(config, loss=LossWeights(task=1.0, orthogonal=0.0, temporal=0.0, static=0.0, dynamic=0.0))
         )

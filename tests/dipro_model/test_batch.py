@@ -76,7 +76,7 @@ def test_crops_of_two_sizes_are_refused(make_stay: Callable[..., Stay]) -> None:
         ("regions", lambda x: x[:1], "two frames or more"),
         ("regions", lambda x: x[:, :9], r"regions: expected shape \[3, 10, 1, 16, 16\], got \[3, 9, 1, 16, 16\]"),
         ("regions", lambda x: x.expand(-1, -1, 2, -1, -1), "expected 1 or 3 channels"),
-        ("regions", lambda x: x.int(), "expected uint8 or floating crops, got torch.int32"),
+        ("regions", lambda x: x.int(), "expected uint8 or floating crops, or floating features, got torch.int32"),
         ("ehr", lambda x: x[:, :37], r"ehr: expected shape \[6, 38\], got \[6, 37\]"),
         ("ehr_hours", lambda x: x[:5], "ehr_hours: expected shape"),
         ("intervals", lambda x: x[:1], r"intervals: expected shape \[2, 2\]"),

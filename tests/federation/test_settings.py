@@ -19,7 +19,7 @@ def test_the_defaults_are_the_published_ones() -> None:
     }
     for task, (batch_size, rate) in expected.items():
         settings = load_settings(overrides=[f"task={task}"])
-        assert settings.model.config(task) == DiProConfig.published(task)
+        assert settings.config() == DiProConfig.published(task)
         assert settings.training.samples_per_batch(task) == batch_size
         assert settings.training.start_rate(task) == pytest.approx(rate, rel=1e-12)
         assert (settings.training.epochs, settings.training.patience, settings.training.final_learning_rate) == (
@@ -34,7 +34,7 @@ def test_a_file_and_overrides_make_one_tree(tmp_path: Path) -> None:
     path.write_text("task: length_of_stay\nmodel:\n  width: 64\ntraining:\n  learning_rate: 1e-4\n  epochs: 7\n")
     settings = load_settings(path, ["training.epochs=3", "model.backbone_depth=10"])
     assert (settings.task, settings.training.epochs, settings.training.learning_rate) == (Task.LENGTH_OF_STAY, 3, 1e-4)
-    config = settings.model.config(settings.task)
+    config = settings.config()
     assert (config.width, config.backbone.depth, config.dropout) == (64, 10, 0.1)
 
 
