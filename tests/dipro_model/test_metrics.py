@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dipro_model import weighted
-from dipro_model.metrics import METRICS, MONITOR, Interval, bootstrap, metric_names, output_shape, score
+from dipro_model.metrics import (
+    CALIBRATION,
+    HEADLINE,
+    LOWER_IS_BETTER,
+    METRICS,
+    MONITOR,
+    Interval,
+    bootstrap,
+    metric_names,
+    output_shape,
+    score,
+)
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, Task
 
 TASKS = list(Task)
@@ -31,6 +42,11 @@ def draw(task: Task, num_samples: int, seed: int) -> tuple[np.ndarray, np.ndarra
     probabilities /= probabilities.sum(axis=2, keepdims=True)
     shape = (num_samples, num_outputs) if task is Task.DISEASE_PROGRESSION else (num_samples,)
     return generator.integers(0, 4, shape), probabilities
+
+
+def is_calibration(name: str) -> bool:
+    """Whether a metric, over all diseases or of one, is a calibration error."""
+    return name.partition("/")[0] in CALIBRATION
 
 
 def auroc_by_pairs(positive: np.ndarray, risk: np.ndarray) -> float:
@@ -104,6 +120,27 @@ def test_length_of_stay_by_hand() -> None:
     assert found["kappa"].value == pytest.approx(sk.cohen_kappa_score(labels, predicted))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_length_of_stay_equals_the_published_evaluation(seed: int) -> None:
+    """The published evaluation calls scikit-learn with these words, for the areas with trapezoids."""
+    labels, probabilities = draw(Task.LENGTH_OF_STAY, 60, seed)
+    found = {name: metric.value for name, metric in score(Task.LENGTH_OF_STAY, labels, probabilities).items()}
+    given_probabilities = probabilities[:, 0]
+    predicted = given_probabilities.argmax(axis=1)
+    curves = [sk.precision_recall_curve(labels == c, given_probabilities[:, c]) for c in range(4)]
+    expected = {
+        "kappa": sk.cohen_kappa_score(labels, predicted),
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "auroc": sk.roc_auc_score(labels, given_probabilities, multi_class="ovr"),
+        "auprc": np.mean([sk.auc(recall, precision) for precision, recall, _ in curves]),
+    }
+    for suffix, average in (("", "macro"), ("_micro", "micro")):
+        scores = sk.precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)
+        expected |= {f"{name}{suffix}": scores[k] for k, name in enumerate(("precision", "recall", "f1"))}
+    assert set(found) == {*expected, *CALIBRATION}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
 def test_macro_f1_by_hand() -> None:
     labels = np.full((6, 7), NOT_MENTIONED)
     labels[:, 0] = [0, 0, 1, 1, 2, 2]
@@ -130,11 +167,17 @@ def test_perfect_and_inverted_predictions(task: Task) -> None:
         # A 3, not mentioned, has no class of its own in progression: any row will do.
         columns = labels.reshape(80, num_outputs) % num_classes
         perfect = np.eye(num_classes)[columns]
-    for metric in score(task, labels, perfect).values():
-        assert metric.value == pytest.approx(1)
+    for name, metric in score(task, labels, perfect).items():
+        assert metric.value == pytest.approx(0 if is_calibration(name) else 1)
     inverted = (1 - perfect) / max(1, num_classes - 1)
     for name, metric in score(task, labels, inverted).items():
         assert metric.value is not None
+        if is_calibration(name):
+            # Every class that is not the label gets an equal share: p(label) = 0, p(likeliest) = 1 / (classes - 1).
+            share = 1 / max(1, num_classes - 1)
+            worst = share if name.startswith("ece") or num_classes == 1 else 1 + share
+            assert metric.value == pytest.approx(worst)
+            continue
         if name.startswith("auroc"):
             assert metric.value == pytest.approx(0)
         assert metric.value < (0.75 if name.startswith("auprc") else 0.1)
@@ -147,8 +190,9 @@ def test_random_predictions_are_at_chance(task: Task) -> None:
     shape = (6000, num_outputs) if task is Task.DISEASE_PROGRESSION else (6000,)
     labels = generator.integers(0, max(2, num_classes), shape)
     probabilities = generator.random((6000, num_outputs, num_classes))
-    chance = {"kappa": 0.0, "auroc": 0.5, **dict.fromkeys(("accuracy", "f1", "precision", "recall"), 1 / num_classes)}
-    for name in METRICS[task]:
+    decisions = ("accuracy", "f1", "precision", "recall", "f1_micro", "precision_micro", "recall_micro")
+    chance = {"kappa": 0.0, "auroc": 0.5, **dict.fromkeys(decisions, 1 / num_classes)}
+    for name in set(METRICS[task]) - set(CALIBRATION):
         expected = chance.get(name, 1 / max(2, num_classes))
         assert score(task, labels, probabilities)[name].value == pytest.approx(expected, abs=0.02)
 
@@ -162,11 +206,13 @@ def test_no_sample_is_undefined(task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_one_class_is_undefined_except_accuracy(task: Task) -> None:
+def test_one_class_is_undefined_except_accuracy_and_calibration(task: Task) -> None:
     labels, probabilities = draw(task, 12, seed=0)
     for name, metric in score(task, np.zeros_like(labels), probabilities).items():
-        if name == "accuracy":
+        if name == "accuracy" or name.endswith("_micro"):
             assert metric.value == pytest.approx((probabilities[:, 0].argmax(axis=1) == 0).mean())
+        elif is_calibration(name):
+            assert metric.value is not None
         else:
             assert metric.value is None
             assert "two classes" in str(metric.reason)
@@ -201,8 +247,11 @@ def test_impossible_input_is_refused(labels: np.ndarray, probabilities: np.ndarr
         score(Task.MORTALITY, labels, probabilities)
 
 
-def test_every_monitor_is_a_metric_of_its_task() -> None:
-    assert all(MONITOR[task] in METRICS[task] for task in Task)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_monitor_is_a_headline_metric_of_which_more_is_better(task: Task) -> None:
+    assert MONITOR[task] in HEADLINE[task]
+    assert METRICS[task][: len(HEADLINE[task])] == HEADLINE[task]
+    assert MONITOR[task] not in LOWER_IS_BETTER
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
