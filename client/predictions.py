@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int8, Int64, Shaped
 
 from dipro_model.metrics import output_shape
-from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, SPLITS, TASK_CLASSES, Task
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, REGIONS, SPLITS, TASK_CLASSES, Task
 
 FOLDER = "predictions"
 
@@ -30,6 +30,8 @@ SCHEMA = pa.schema(
         ("label", pa.list_(pa.int8())),
         # Outputs x classes, a row of classes after the other.
         ("probability", pa.list_(pa.float32())),
+        # Outputs x regions, a row of regions after the other.
+        ("attention", pa.list_(pa.float32())),
     ]
 )
 """Columns of a predictions file; none may be null."""
@@ -54,6 +56,8 @@ class Predictions:
     labels: Int8[np.ndarray, "sample *output"]
     """[sample], or [sample, 7] for progression."""
     probabilities: Float32[np.ndarray, "sample output class"]
+    attention: Float32[np.ndarray, "sample output region"]
+    """Weight that each output gives to each region, mean over the pairs; zero for a model without radiographs."""
 
     def __len__(self) -> int:
         return len(self.site)
@@ -107,6 +111,7 @@ def _to_table(own: Predictions) -> pa.Table:
     lists = {
         "label": [row.ravel() for row in own.labels],
         "probability": [row.ravel() for row in own.probabilities],
+        "attention": [row.ravel() for row in own.attention],
     }
     columns = {
         name: pa.array(lists[name] if name in lists else getattr(own, name), type=SCHEMA.field(name).type)
@@ -141,6 +146,9 @@ def _read_site(path: Path, task: Task, site: str) -> Predictions:
         labels=labels if task is Task.DISEASE_PROGRESSION else labels[:, 0],
         probabilities=_matrix(table, "probability", num_outputs * num_classes, task, path).reshape(
             -1, num_outputs, num_classes
+        ),
+        attention=_matrix(table, "attention", num_outputs * len(REGIONS), task, path).reshape(
+            -1, num_outputs, len(REGIONS)
         ),
         **text,
     )
@@ -179,3 +187,5 @@ def _check(own: Predictions, site: str, path: Path) -> None:
             f"{path}: expected probabilities in [0, 1], found others (NaN is one of them); "
             "has the training diverged? Lower the learning rate and run again"
         )
+    if not ((own.attention >= 0) & (own.attention <= 1)).all():
+        raise PredictionsError(f"{path}: expected attention in [0, 1], found others (NaN is one of them); run again")

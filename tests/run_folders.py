@@ -8,7 +8,7 @@ import numpy as np
 
 from client.predictions import Predictions, write_predictions
 from dipro_model.metrics import MONITOR, output_shape
-from dipro_model.vocabulary import NOT_MENTIONED, TASK_CLASSES, Task
+from dipro_model.vocabulary import NOT_MENTIONED, REGIONS, TASK_CLASSES, Task
 from federation.run_folder import Measurement, RunRecord, append_history, write_run
 
 SITES = ("north", "south")
@@ -36,6 +36,7 @@ def make_patients(task: Task, sites: Sequence[str] = SITES, num_patients: int = 
         split=np.array(split, dtype=object),
         labels=generator.integers(0, highest + 1, shape).astype(np.int8),
         probabilities=np.zeros((num_samples, num_outputs, num_classes), dtype=np.float32),
+        attention=generator.dirichlet(np.arange(1, len(REGIONS) + 1), (num_samples, num_outputs)).astype(np.float32),
     )
 
 

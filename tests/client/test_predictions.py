@@ -11,7 +11,7 @@ import pytest
 
 from client.predictions import Predictions, PredictionsError, predictions_path, read_predictions, write_predictions
 from dipro_model.metrics import output_shape
-from dipro_model.vocabulary import Task
+from dipro_model.vocabulary import REGIONS, Task
 
 
 def draw(task: Task, site: str, num_samples: int = 12, seed: int = 0) -> Predictions:
@@ -27,6 +27,7 @@ def draw(task: Task, site: str, num_samples: int = 12, seed: int = 0) -> Predict
         split=generator.choice(np.array(["train", "val", "test"], dtype=object), num_samples),
         labels=generator.integers(0, 2 if task is Task.MORTALITY else 4, shape).astype(np.int8),
         probabilities=generator.random((num_samples, num_outputs, num_classes), dtype=np.float32),
+        attention=generator.random((num_samples, num_outputs, len(REGIONS)), dtype=np.float32),
     )
 
 
@@ -76,12 +77,12 @@ def test_columns_that_differ_are_named(tmp_path: Path) -> None:
         read_predictions(tmp_path, Task.MORTALITY, ["north"])
 
 
-@pytest.mark.parametrize("gap", ["subject_id", "label"])
+@pytest.mark.parametrize("gap", ["subject_id", "label", "attention"])
 def test_a_gap_is_named(tmp_path: Path, gap: str) -> None:
     path = write_predictions(tmp_path, "north", draw(Task.MORTALITY, "north"))
     table = pq.read_table(path)
     values = table[gap].to_pylist()
-    values[3] = [None] if gap == "label" else None
+    values[3] = [None] if gap != "subject_id" else None
     column = pa.array(values, type=table.schema.field(gap).type)
     pq.write_table(table.set_column(table.schema.get_field_index(gap), gap, column), path)
     with pytest.raises(PredictionsError, match=gap):
@@ -98,6 +99,7 @@ def test_a_gap_is_named(tmp_path: Path, gap: str) -> None:
         ("labels", -1, "labels in 0..1"),
         ("probabilities", np.nan, "has the training diverged"),
         ("probabilities", 1.5, "expected probabilities in [0, 1]"),
+        ("attention", np.nan, "expected attention in [0, 1]"),
     ],
 )
 def test_what_cannot_be_is_not_written(tmp_path: Path, field: str, value: object, words: str) -> None:
