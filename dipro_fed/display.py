@@ -1,58 +1,76 @@
 """What the terminal shows of a run: progress while it trains, a small table when it is done."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from dipro_model.metrics import METRICS
+from dipro_model.metrics import CALIBRATION, HEADLINE, METRICS
 from federation.results import SplitResult
-from federation.run_folder import Measurement, RunRecord
+from federation.run_folder import RUN, Measurement, RunRecord
 from simulation.flower import OnRound
 from simulation.train import OnEpoch
+
+BRIEF = ("accuracy", "kappa", "f1", "auprc", "auroc")
+"""What the line below a progress bar may name, the first two of the task's: its monitor and one more."""
 
 
 @contextmanager
 def training_display(num_epochs: int, title: str) -> Iterator[OnEpoch]:
-    """A progress bar over epochs, with the losses and the validation metrics of the last one."""
-    with _progress("epochs") as progress:
+    """A progress bar over epochs, with the losses and the validation metrics of the last one below it."""
+    with _Progress("epochs") as progress:
         bar = progress.add_task(title, total=num_epochs, last="")
 
         def on_epoch(epoch: int, trained: SplitResult, validated: SplitResult) -> None:
             losses = f"loss {trained.losses['total']:.3f} train, {validated.losses['total']:.3f} val"
-            progress.update(bar, completed=epoch, last=f"{losses}; {_brief(validated.metrics)}")
+            progress.update(bar, completed=epoch, last=f"{losses}; val {brief(validated.metrics)}")
 
         yield on_epoch
 
 
 @contextmanager
 def round_display(num_rounds: int, title: str) -> Iterator[OnRound]:
-    """A progress bar over rounds, with the sites' validation results of the last one."""
-    with _progress("rounds") as progress:
+    """A progress bar over rounds, with the sites' validation metrics of the last one below it."""
+    with _Progress("rounds") as progress:
         bar = progress.add_task(f"{title} (starting Flower)", total=num_rounds, last="")
 
         def on_round(measurements: list[Measurement]) -> None:
             step = max(each.step for each in measurements)
             sites = [each for each in measurements if each.step == step and each.split == "val"]
-            last = "; ".join(f"{each.site}: {_brief(each.metrics)}" for each in sites)
-            progress.update(bar, completed=step, description=title, last=last)
+            last = "; ".join(f"{each.site}: {brief(each.metrics)}" for each in sites)
+            progress.update(bar, completed=step, description=title, last=f"val {last}")
 
         yield on_round
 
 
-def print_results(record: RunRecord) -> None:
-    """The metrics of the chosen model by site and split."""
-    table = Table(title=f"{record.name}: {record.task}, {_chosen(record)}", title_justify="left")
-    table.add_column("site")
+def print_results(record: RunRecord, console: Console | None = None) -> None:
+    """The chosen model by site and split: what was published for the task, and its calibration."""
+    shown = (*HEADLINE[record.task], *CALIBRATION)
+    table = Table(title=Text(f"{record.name}: {record.task}, {_chosen(record)}"), title_justify="left")
+    table.add_column("site", overflow="fold")
     table.add_column("split")
-    for metric in METRICS[record.task]:
-        table.add_column(metric, justify="right")
-    for site, splits in record.more["results"].items():
+    for metric in shown:
+        table.add_column(metric, justify="right", no_wrap=True)
+    results = record.more["results"]
+    for site, splits in results.items():
         for split, metrics in splits.items():
-            table.add_row(site, split, *(_number(metrics[metric]) for metric in METRICS[record.task]))
-    Console().print(table)
+            table.add_row(Text(site), split, *(_number(metrics[metric], "–") for metric in shown))
+    console = console or Console()
+    console.print(table)
+    if any(metrics[name] is None for splits in results.values() for metrics in splits.values() for name in shown):
+        console.print("–: undefined by the labels there; `dipro-fed compare` says why.", highlight=False)
+    others = [name for name in METRICS[record.task] if name not in shown]
+    if others:
+        console.print(f"In {RUN}, too: {', '.join(others)}.", highlight=False)
+
+
+def brief(metrics: Mapping[str, float | None]) -> str:
+    """The monitor and one more metric, in words."""
+    named = [name for name in BRIEF if name in metrics][:2]
+    return ", ".join(f"{name} {_number(metrics[name])}" for name in named)
 
 
 def _chosen(record: RunRecord) -> str:
@@ -61,21 +79,25 @@ def _chosen(record: RunRecord) -> str:
     return f"best {record.step_unit} {record.best_step} by validation {record.monitor}"
 
 
-def _progress(unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[last]}"),
-        console=Console(stderr=True),
-    )
+class _Progress(Progress):
+    """A bar, and what is said of the last step on a line of its own: side by side they need more than 100 columns."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["last"]:
+                yield Text(f"  {task.fields['last']}")
 
 
-def _brief(metrics: Mapping[str, float | None]) -> str:
-    return ", ".join(f"{name} {_number(value)}" for name, value in metrics.items() if "/" not in name)
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def _number(value: float | None, undefined: str = "undefined") -> str:
+    return undefined if value is None else f"{value:.3f}"
