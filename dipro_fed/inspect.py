@@ -75,7 +75,7 @@ def _print(console: "Console", title: str, frame: "pd.DataFrame", group: str | N
 
 
 def _draw(console: "Console", cohort: "Cohort", out: Path, number: int) -> None:
-    from client.pictures import choose_stays, draw_stays
+    from client.pictures.stays import choose_stays, draw_stays
 
     chosen = choose_stays(cohort, number)
     if not chosen:

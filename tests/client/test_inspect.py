@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from client.cohort import open_cohort
 from client.inspect import count_by_split, count_labels, measured_rates, rejections
-from client.pictures import choose_stays, compose_radiograph, draw_stays
+from client.pictures.radiograph import compose_radiograph
+from client.pictures.stays import choose_stays, draw_stays
 from dipro_model.vocabulary import DISEASES, EHR_VARIABLES, REGIONS
 from tests.make_cohort import reseal, write_cohort, write_table
 
@@ -77,21 +79,39 @@ def test_an_empty_cohort_is_counted_and_not_drawn(tmp_path):
 def test_a_radiograph_is_put_together_from_its_crops_small_regions_on_top():
     crops = np.stack([np.full((224, 224), shade, np.uint8) for shade in (50, 100, 200)])
     boxes = np.array([[110, 20, 210, 120], [160, 20, 185, 45], [0, 0, 0, 0]])
-    picture, covered = compose_radiograph(crops, boxes)
-    assert covered == (110, 20, 210, 120)
-    assert picture.shape == (100, 100)
+    made = compose_radiograph(crops, boxes)
+    assert made.extent == (110, 20, 210, 120)
+    assert made.present == [0, 1]
     want = np.full((100, 100), 50)
     want[:25, 50:75] = 100
-    assert np.array_equal(picture, want)
-    assert np.array_equal(compose_radiograph(crops[::-1], boxes[::-1])[0], want), "whatever their order"
+    assert np.array_equal(made.picture, want)
+    assert np.array_equal(made.top_region, want // 50 - 1)
+    assert np.array_equal(compose_radiograph(crops[::-1], boxes[::-1]).picture, want), "whatever their order"
 
 
 def test_large_radiographs_are_scaled_and_absent_ones_black():
     crops = np.full((1, 224, 224), 77, np.uint8)
-    picture, covered = compose_radiograph(crops, np.array([[0, 0, 4200, 2100]]))
-    assert (picture.shape, covered) == ((210, 420), (0, 0, 4200, 2100))
-    assert (picture == 77).all()
-    assert not compose_radiograph(crops, np.zeros((1, 4), int))[0].any()
+    made = compose_radiograph(crops, np.array([[0, 0, 4200, 2100]]))
+    assert (made.picture.shape, made.extent) == ((210, 420), (0, 0, 4200, 2100))
+    assert (made.picture == 77).all()
+    absent = compose_radiograph(crops, np.zeros((1, 4), int))
+    assert not absent.picture.any()
+    assert (absent.top_region == -1).all()
+    assert absent.present == []
+
+
+def test_a_tint_is_that_of_the_region_on_top_and_black_stays_black():
+    crops = np.stack([np.full((224, 224), shade, np.uint8) for shade in (0, 255)])
+    made = compose_radiograph(crops, np.array([[0, 0, 20, 10], [15, 5, 25, 15]]))
+    axes = Figure().add_subplot()
+    made.draw_tinted(axes, np.array([[1.0, 0, 0], [0, 1.0, 0]]))
+    shown = np.asarray(axes.images[0].get_array())
+    assert np.array_equal(shown[14, 0], [0, 0, 0]), "no region lies there"
+    red, green = shown[2, 2], shown[7, 17]
+    assert red[0] > 0
+    assert red[1] == red[2] == 0
+    assert green[1] == 1.0
+    assert green[0] == green[2] < 1
 
 
 def test_stays_with_most_images_are_drawn(cohort, tmp_path):
