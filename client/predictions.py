@@ -62,6 +62,13 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.site)
 
+    @property
+    def patients(self) -> Int64[np.ndarray, " sample"]:
+        """A number for each sample's patient; patients of two sites are two patients, whatever their ids."""
+        pairs = list(zip(self.site.tolist(), self.subject_id.tolist(), strict=True))
+        numbers = {pair: number for number, pair in enumerate(sorted(set(pairs)))}
+        return np.array([numbers[pair] for pair in pairs], dtype=np.int64)
+
     def select(self, rows: np.ndarray) -> Self:
         """The samples at these rows, in this order, or where a boolean mask is true."""
         return self._build({name: getattr(self, name)[rows] for name in _COLUMNS})

@@ -152,25 +152,30 @@ def bootstrap(
     """
     check_scores(task, labels, probabilities)
     _check_bootstrap(task, labels, patients, metrics, num_resamples, level)
-    identities, patient = np.unique(patients, return_inverse=True)
-    if len(identities) < 2:
-        reason = f"an interval needs at least two patients, found {len(identities)}"
+    num_patients = len(np.unique(patients))
+    if num_patients < 2:
+        reason = f"an interval needs at least two patients, found {num_patients}"
         undefined = Interval(low=None, high=None, num_resamples=0, num_undefined=0, reason=reason)
         return dict.fromkeys(metrics, undefined)
     blocks = [
-        metric_values(task, labels, probabilities, draws[:, patient].astype(np.float64), metrics)
-        for draws in _draws(len(identities), len(labels), num_resamples, seed)
+        metric_values(task, labels, probabilities, weights, metrics)
+        for weights in resamples(patients, num_resamples=num_resamples, seed=seed)
     ]
     return {name: _interval(np.concatenate([block[name] for block in blocks]), level) for name in metrics}
 
 
-def _draws(num_patients: int, num_samples: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each patient was drawn, int [resample, patient], in blocks that bound the memory."""
+def resamples(patients: np.ndarray, *, num_resamples: int, seed: int) -> Iterator[weighted.Weights]:
+    """How often each sample was drawn, patients drawn with replacement, in blocks of resamples that bound the memory.
+
+    The draws behind every interval of these patients: the same ones in the same order, whoever asks.
+    """
+    identities, patient = np.unique(patients, return_inverse=True)
     generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK_CELLS // num_samples)
+    chances = np.full(len(identities), 1 / len(identities))
+    block = max(1, _BLOCK_CELLS // len(patients))
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
-        yield generator.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=size)
+        yield generator.multinomial(len(identities), chances, size=size)[:, patient].astype(np.float64)
 
 
 def _interval(values: weighted.Values, level: float) -> Interval:

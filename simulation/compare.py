@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from client.predictions import Predictions
+from dipro_model.curves import Reliability, reliability_curve
 from dipro_model.metrics import METRICS, Interval, Metric, bootstrap, metric_names, score
 from dipro_model.vocabulary import TASK_CLASSES, Task
 from federation.run_folder import POOLED
@@ -70,6 +71,8 @@ class Comparison:
     """Pooled first, then the sites in order."""
     cells: Mapping[tuple[str, str, str], Cell]
     """By metric, model label and site."""
+    reliability: Mapping[str, Mapping[str, Reliability]]
+    """By model label and output (diseases, or the task), on the pooled samples: the curve behind the `ece`."""
     runs: tuple[Run, ...]
     differing_settings: Mapping[str, Mapping[str, str]]
     """Settings that are not the same in all runs: name -> run label -> value as JSON text, absent where unset."""
@@ -118,6 +121,7 @@ def compare(
         models=tuple(scored),
         columns=tuple(columns),
         cells={(cell.metric, cell.model, cell.site): cell for cell in cells},
+        reliability={model.label: _reliability(predictions) for model, predictions in scored.items()},
         runs=tuple(runs),
         differing_settings=differing_settings(runs),
         num_leaked=num_leaked,
@@ -179,23 +183,16 @@ def _at(predictions: Predictions, site: str) -> Predictions:
     return predictions if site == POOLED else predictions.select(predictions.site == site)
 
 
-def _patients(predictions: Predictions) -> np.ndarray:
-    """A number for each sample's patient; patients of two sites are two patients, whatever their ids."""
-    pairs = list(zip(predictions.site.tolist(), predictions.subject_id.tolist(), strict=True))
-    numbers = {pair: number for number, pair in enumerate(sorted(set(pairs)))}
-    return np.array([numbers[pair] for pair in pairs], dtype=np.int64)
-
-
 def _num_leaked(predictions: Predictions) -> int:
     """Patients whose samples lie in more than one split."""
-    in_splits = set(zip(_patients(predictions).tolist(), predictions.split.tolist(), strict=True))
+    in_splits = set(zip(predictions.patients.tolist(), predictions.split.tolist(), strict=True))
     return sum(times > 1 for times in Counter(patient for patient, _ in in_splits).values())
 
 
 def _column(task: Task, site: str, predictions: Predictions) -> Column:
     return Column(
         site=site,
-        num_patients=len(np.unique(_patients(predictions))),
+        num_patients=len(np.unique(predictions.patients)),
         num_samples=len(predictions),
         class_counts={name: int((predictions.labels == value).sum()) for value, name in enumerate(TASK_CLASSES[task])},
     )
@@ -208,6 +205,12 @@ def _cells(
     arguments = (task, predictions.labels, predictions.probabilities)
     results = score(*arguments)
     intervals = bootstrap(
-        *arguments, _patients(predictions), metrics=names, num_resamples=num_resamples, seed=seed, level=level
+        *arguments, predictions.patients, metrics=names, num_resamples=num_resamples, seed=seed, level=level
     )
     return [Cell(metric=name, model=model, site=site, result=results[name], interval=intervals[name]) for name in names]
+
+
+def _reliability(predictions: Predictions) -> dict[str, Reliability]:
+    """The first curve of every output, which is the one that the calibration error sums up."""
+    curves = reliability_curve(predictions.task, predictions.labels, predictions.probabilities)
+    return {output: next(iter(classes.values())) for output, classes in curves.items()}
