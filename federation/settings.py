@@ -149,6 +149,8 @@ class TrainingSettings(_Settings):
     """Let torch.compile fuse the image network; pays on a GPU over many epochs."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read samples ahead; 0 reads in the training process, which is enough without a GPU."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes between checkpoints within an epoch of centralized training, beside the one after every epoch."""
 
     @model_validator(mode="after")
     def _execution_is_possible(self) -> "TrainingSettings":
