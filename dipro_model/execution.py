@@ -65,17 +65,20 @@ def _in_stages(resnet: ResNet, images: Float[Tensor, "crop 3 high wide"]) -> Flo
 
 
 def _second_pass(stage: nn.Module) -> AbstractContextManager[None]:
-    """Batch norm without its running statistics: the first pass has moved them already."""
+    """Batch norm whose running statistics stand still: the first pass has moved them already."""
     norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
 
     @contextmanager
-    def paused() -> Iterator[None]:
+    def standing_still() -> Iterator[None]:
+        before = [(norm, norm.momentum, int(norm.num_batches_tracked or 0)) for norm in norms]
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
         try:
             yield
         finally:
-            for norm in norms:
-                norm.track_running_stats = True
+            for norm, momentum, count in before:
+                norm.momentum = momentum
+                if norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.fill_(count)
 
-    return paused()
+    return standing_still()

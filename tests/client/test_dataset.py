@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from client.cohort import CohortError, open_cohort
-from client.dataset import DataError, SampleSet, require_every_split, require_trainable
+from client.dataset import DataError, Inputs, SampleSet, require_every_split, require_trainable
 from client.records import SiteRecords, SiteSpec
 from client.training import class_weights, predict
-from dipro_model.vocabulary import DISEASES, EHR_VARIABLES, NOT_MENTIONED, SPLITS, Task
+from dipro_model.vocabulary import DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS, SPLITS, Task
 from federation.initial import initial_model
 from tests.make_cohort import WINDOWS, reseal, write_cohort, write_table
 from tests.small_run import small_settings
@@ -57,6 +57,28 @@ def test_a_pair_sample_holds_two_frames_and_the_hours_between(folder: Path, site
         assert stay.region_progression is not None
         assert stay.label.tolist() == [pair[disease] for disease in DISEASES]
         np.testing.assert_array_equal(stay.region_progression.numpy().reshape(-1), pair.region_progression)
+
+
+def test_the_last_radiograph_alone_is_a_pair_with_itself(site: SiteRecords) -> None:
+    for task in Task:
+        whole, last = (SampleSet([site], task, "train", Inputs(sequence=sequence)) for sequence in (True, False))
+        for index in range(len(whole)):
+            full, short = whole[index], last[index]
+            assert torch.equal(short.regions, full.regions[[-1, -1]])
+            assert short.intervals.tolist() == [[0.0, float(full.intervals[-1, 1])]]
+            assert short.region_progression is not None
+            assert (short.region_progression == NOT_MENTIONED).all()
+            assert torch.equal(short.ehr, full.ehr)
+
+
+def test_features_take_the_place_of_crops(site: SiteRecords) -> None:
+    rows = 1 + max(int(stay.image_rows.max()) for stay in site.stays.values())
+    table = np.random.default_rng(0).normal(size=(rows, len(REGIONS), 5)).astype(np.float32)
+    samples = SampleSet([site], Task.MORTALITY, "train", Inputs(features={"north": table}))
+    for index, sample in enumerate(samples.samples):
+        np.testing.assert_array_equal(samples[index].regions, table[sample.stay.image_rows[sample.frames]])
+    blind = SampleSet([site], Task.MORTALITY, "train", Inputs(radiographs=False, features={"north": table}))
+    assert blind[0].regions.shape[1:] == (len(REGIONS), 0)
 
 
 def test_an_image_after_the_window_is_left_out(tmp_path: Path) -> None:

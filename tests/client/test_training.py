@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from client.dataset import SampleSet
+from client.features import inputs_of
 from client.records import SiteRecords, SiteSpec
 from client.training import (
     TrainingError,
@@ -133,6 +134,55 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(site: SiteRecords) -> N
     ]
     changed = {name for name, different in zip(names, moved, strict=True) if different}
     assert all("running" in name or name.startswith("heads.0.") for name in changed)
+
+
+def test_the_stay_that_breaks_the_loss_is_named(site: SiteRecords) -> None:
+    settings = small_settings("parts.radiographs=false", "training.batch_size=4", "training.accumulated_batches=1")
+    samples = SampleSet([site], Task.MORTALITY, "train", inputs_of([site], initial_model(settings), settings))
+    broken = replace(samples.samples[3].stay, ehr=np.full_like(samples.samples[3].stay.ehr, 1e38))
+    samples.samples[3] = replace(samples.samples[3], stay=broken)
+    with pytest.raises(TrainingError) as error:
+        _one_epoch(initial_model(settings), samples, settings)
+    assert f"north, stay {broken.stay_id} (task); nothing was learned from this step" in str(error.value)
+    others = {sample.stay.stay_id for sample in samples.samples} - {broken.stay_id}
+    assert not any(f"stay {stay}" in str(error.value) for stay in others)
+
+
+@pytest.mark.parametrize(
+    ("raised", "explained"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_too_little_memory_says_what_to_lower(
+    site: SiteRecords, monkeypatch: pytest.MonkeyPatch, raised: RuntimeError, explained: bool
+) -> None:
+    settings = small_settings("training.batch_size=5")
+    samples, model = SampleSet([site], Task.MORTALITY, "train"), initial_model(settings)
+
+    def fail(*args) -> None:
+        raise raised
+
+    monkeypatch.setattr("client.training.objective", fail)
+    with pytest.raises(TrainingError if explained else RuntimeError) as error:
+        _one_epoch(model, samples, settings)
+    words = ("epoch 1, step 1", "a batch of 5 samples", "at 16 pixels", "training.checkpoint_activations=true")
+    assert all(each in str(error.value) for each in words) is explained
+
+
+def test_reading_ahead_in_other_processes_changes_nothing(site: SiteRecords) -> None:
+    weights = []
+    for workers in (0, 2):
+        settings = small_settings(f"training.loader_workers={workers}")
+        model = initial_model(settings)
+        _one_epoch(model, SampleSet([site], Task.MORTALITY, "train"), settings)
+        weights.append(flatten_weights(model))
+    np.testing.assert_array_equal(*weights)
 
 
 def test_the_loss_reported_is_the_objective(site: SiteRecords) -> None:
