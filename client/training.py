@@ -6,7 +6,7 @@ epoch of an uninterrupted centralized run.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from client.dataset import SampleSet
 from dipro_model import Batch, ClassWeights, DiPro, class_weights_from_counts, collate, objective
@@ -39,6 +39,22 @@ class Scores:
     """float32 [sample, output, region]: the weight that each output gives to each region, mean over the real pairs."""
     losses: Mapping[str, float]
     """Mean over samples of the objective (`total`) and of its parts, in evaluation mode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where training stands in an epoch, between two optimizer steps: with weights and optimizer all that goes on."""
+
+    num_steps: int
+    """Optimizer steps done."""
+    num_samples: int
+    """Samples learned from."""
+    sums: Mapping[str, float]
+    """Sums over these samples of the objective (`total`) and of its parts."""
+    random_state: Tensor
+    """State of torch's generator, which dropout draws from, on the CPU."""
+    device_random_state: Tensor | None
+    """State of the GPU's generator; None where training runs on the CPU."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -87,8 +103,13 @@ def train_epoch(
     *,
     epoch: int,
     num_epochs: int,
+    start: Position | None = None,
+    after_step: Callable[[Position], None] = lambda position: None,
 ) -> dict[str, float]:
     """One pass over the samples; a step's gradient is the mean over the samples of its accumulated batches.
+
+    From a position `start` of the same epoch, which `after_step` was told once, the pass goes on as if it had never
+    stopped: bit for bit on a CPU with the same number of threads, given the weights and the optimizer of that moment.
 
     Returns the mean over samples of the objective (`total`) and of its parts. Raises TrainingError before the
     optimizer step where the loss is not finite, naming stay and term, or where memory does not suffice.
@@ -97,19 +118,23 @@ def train_epoch(
     _begin_epoch(model, settings, epoch, samples)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, epoch, num_epochs)
-    order = _Shuffled(len(samples), _epoch_seed(settings, "order", epoch, samples))
-    loader = _loader(samples, settings, order, device)
-    sums, seen = _Sums(), 0
-    for step, batches in enumerate(_groups(loader, settings.training.accumulated_batches)):
+    order = _shuffled(len(samples), _epoch_seed(settings, "order", epoch, samples))
+    sums, first, seen = _Sums(), 0, 0
+    if start is not None:
+        _restore_random_states(start, device)
+        sums, first, seen = _Sums(start.sums), start.num_steps, start.num_samples
+    loader = _loader(samples, settings, order[seen:], device)
+    for step, batches in enumerate(_groups(loader, settings.training.accumulated_batches), start=first):
         where = f"epoch {epoch + 1}, step {step + 1}"
         group_size = sum(len(batch) for batch in batches)
         optimizer.zero_grad(set_to_none=True)
         with _memory_explained(where, batches, settings):
             terms = [_backward(model, batch.to(device, non_blocking=True), weights, group_size) for batch in batches]
         if not sums.add(terms, [len(batch) for batch in batches]):
-            raise _broken_loss(model, samples, order.order[seen : seen + group_size], terms, weights, where)
+            raise _broken_loss(model, samples, order[seen : seen + group_size], terms, weights, where)
         optimizer.step()
         seen += group_size
+        after_step(_position(step + 1, seen, sums, device))
     return sums.means(len(samples))
 
 
@@ -159,26 +184,34 @@ def _epoch_seed(settings: RunSettings, purpose: str, epoch: int, samples: Sample
     return derive_seed(settings.seed, purpose, epoch, *samples.sites)
 
 
-class _Shuffled(Sampler[int]):
+def _position(num_steps: int, num_samples: int, sums: "_Sums", device: torch.device) -> Position:
+    return Position(
+        num_steps=num_steps,
+        num_samples=num_samples,
+        sums=dict(sums.values),
+        random_state=torch.get_rng_state(),
+        device_random_state=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    )
+
+
+def _restore_random_states(position: Position, device: torch.device) -> None:
+    torch.set_rng_state(position.random_state)
+    if device.type == "cuda" and position.device_random_state is not None:
+        torch.cuda.set_rng_state(position.device_random_state, device)
+
+
+def _shuffled(size: int, seed: int) -> list[int]:
     """The order of one epoch, from its own seed."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.order = np.random.default_rng(seed).permutation(size).tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
+    return np.random.default_rng(seed).permutation(size).tolist()
 
 
 def _loader(
-    samples: SampleSet, settings: RunSettings, sampler: _Shuffled | None, device: torch.device
+    samples: SampleSet, settings: RunSettings, order: Sequence[int] | None, device: torch.device
 ) -> DataLoader[Batch]:
     loader = DataLoader(
         samples,
         batch_size=settings.training.samples_per_batch(settings.task),
-        sampler=sampler,
+        sampler=order,
         collate_fn=collate,
         num_workers=settings.training.loader_workers,
         pin_memory=device.type == "cuda",
@@ -213,8 +246,8 @@ def _backward(model: DiPro, batch: Batch, weights: ClassWeights, group_size: int
 class _Sums:
     """Sums over samples of the objective and its terms, fetched from the device once a step."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
+    def __init__(self, values: Mapping[str, float] | None = None) -> None:
+        self.values: dict[str, float] = dict(values or {})
 
     def add(self, terms: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> bool:
         """Add batches of these sizes; false, and nothing added, where an objective is not finite."""
