@@ -22,13 +22,13 @@ CLASS_COLORS: dict[Task, dict[str, str | tuple[float, ...]]] = {
     Task.DISEASE_PROGRESSION: dict(zip(PROGRESSIONS, (COLORS[1], COLORS[0], "0.55"), strict=True)),
     Task.MORTALITY: {"survived": COLORS[0], "died": COLORS[1]},
     Task.LENGTH_OF_STAY: {
-        name: _ORDINAL(place / (len(TASK_CLASSES[Task.LENGTH_OF_STAY]) - 1) * 0.9)
+        name: _ORDINAL(place / (len(TASK_CLASSES[Task.LENGTH_OF_STAY]) - 1) * 0.85)
         for place, name in enumerate(TASK_CLASSES[Task.LENGTH_OF_STAY])
     },
 }
 """A colour for each class of each task; those of length of stay run from dark to light with the days."""
 
-_LETTERS_PER_INCH = 13.5
+_LETTERS_PER_INCH = 17
 """Letters of a caption that fit in an inch at its size."""
 _CAPTION_SIZE = 8.0
 _DPI = 120
