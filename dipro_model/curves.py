@@ -80,8 +80,9 @@ def reliability_curve(
 ) -> dict[str, dict[str, Reliability]]:
     """Bins of ten equal widths, those of the `ece`: (0.1, 0.2] and so on, 0 in the first.
 
-    Where there are several classes, PREDICTED_CLASS comes first: the probability of the likeliest class against how
-    often it was right, the curve whose gaps the `ece` sums up. Raises ValueError as `score` does.
+    The first curve of an output is the one whose gaps the `ece` sums up: that of `died`, or, where there are several
+    classes, PREDICTED_CLASS: the probability of the likeliest class against how often it was right; the classes
+    follow, each against the others. Raises ValueError as `score` does.
     """
     curves = {}
     for output, own, given in _outputs(task, labels, probabilities):

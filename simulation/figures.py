@@ -1,10 +1,17 @@
-"""Curves over training as plotly figures, without colours: the page gives them those of its light or dark theme."""
+"""Plotly figures of the page, without colours, which the page gives them for its light or dark theme.
+
+Curves over training, and reliability curves of the models on all test patients.
+"""
 
 import html
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from dipro_model.curves import Reliability
+from dipro_model.vocabulary import DISEASES, Task
 from federation.run_folder import POOLED, Measurement
 from simulation.compare import Comparison
 from simulation.runs import Run
@@ -20,9 +27,12 @@ class Figure:
     name: str
     """Its id on the page."""
     title: str
-    y_title: str
+    x_axis: dict[str, Any]
+    y_axis: dict[str, Any]
+    """Plotly's settings of the axes."""
     traces: tuple[dict[str, Any], ...]
-    """Plotly traces; `meta.color` is the number of the model's colour, `meta.main` is false for a thin line."""
+    """Plotly traces; `meta.color` is the number of the model's colour, None for a help line; `meta.main` is false for
+    a thin line."""
 
 
 def curves(comparison: Comparison) -> list[Figure]:
@@ -34,20 +44,77 @@ def curves(comparison: Comparison) -> list[Figure]:
         ("loss-val", "Loss on validation patients", "loss", "val", lambda each: each.loss),
         ("loss-train", "Loss on training patients", "loss", "train", lambda each: each.loss),
     ]
-    figures = [
-        Figure(
-            name=key,
-            title=title,
-            y_title=y_title,
-            traces=tuple(
-                trace
-                for color, run in enumerate(comparison.runs)
-                for trace in _traces(run, color, split, value, is_first=key == "monitor")
-            ),
+    units = " or ".join(dict.fromkeys(run.record.step_unit for run in comparison.runs))
+    figures = []
+    for key, title, y_title, split, value in plans:
+        traces = tuple(
+            trace
+            for color, run in enumerate(comparison.runs)
+            for trace in _traces(run, color, split, value, is_first=key == "monitor")
         )
-        for key, title, y_title, split, value in plans
-    ]
-    return [figure for figure in figures if figure.traces]
+        if traces:
+            last = max(step for trace in traces for step in trace["x"])
+            x_axis = {"title": {"text": units}} | ({"dtick": 1} if last <= 12 else {})
+            figures.append(
+                Figure(name=key, title=title, x_axis=x_axis, y_axis={"title": {"text": y_title}}, traces=traces)
+            )
+    return figures
+
+
+def reliability(comparison: Comparison) -> list[Figure]:
+    """Predicted against observed, a figure an output and a line a model; outputs without any curve are left out."""
+    death = comparison.task is Task.MORTALITY
+    x_title, y_title = ("predicted risk", "share who died") if death else ("model's certainty", "share that was right")
+    outputs = dict.fromkeys(output for curves in comparison.reliability.values() for output in curves)
+    axis = {"range": [-0.02, 1.02], "dtick": 0.2}
+    figures = []
+    for number, output in enumerate(outputs):
+        traces = tuple(
+            _reliability_trace(model.label, color, comparison.reliability[model.label][output], named=len(outputs) == 1)
+            for color, model in enumerate(comparison.models)
+            if comparison.reliability[model.label][output].reason is None
+        )
+        if traces:
+            figures.append(
+                Figure(
+                    name=f"reliability-{number}",
+                    title=output.capitalize() if output in DISEASES else "Predicted and observed, all sites together",
+                    x_axis={**axis, "title": {"text": x_title}},
+                    y_axis={**axis, "title": {"text": y_title}},
+                    traces=(_DIAGONAL, *traces),
+                )
+            )
+    return figures
+
+
+_DIAGONAL = {
+    "type": "scatter",
+    "mode": "lines",
+    "x": [0, 1],
+    "y": [0, 1],
+    "line": {"width": 1, "dash": "dash"},
+    "showlegend": False,
+    "hoverinfo": "skip",
+    "meta": {"color": None, "main": False},
+}
+"""Where predicted and observed agree."""
+
+
+def _reliability_trace(label: str, color: int, curve: Reliability, *, named: bool) -> dict[str, Any]:
+    """A line through the bins; the area of a marker is the bin's share of the samples."""
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": _plain(label),
+        "x": curve.predicted.tolist(),
+        "y": curve.observed.tolist(),
+        "customdata": curve.count.tolist(),
+        "line": {"width": 1.5},
+        "marker": {"size": (4 + 14 * np.sqrt(curve.count / curve.count.sum())).round(1).tolist()},
+        "showlegend": named,
+        "hovertemplate": f"predicted %{{x:.0%}}, observed %{{y:.0%}} of %{{customdata}}<extra>{_plain(label)}</extra>",
+        "meta": {"color": color, "main": True},
+    }
 
 
 def _traces(run: Run, color: int, split: str, value: Value, *, is_first: bool) -> Iterable[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
+from dipro_model.metrics import CALIBRATION, EQUAL_TO_ACCURACY, HEADLINE, METRICS
 from dipro_model.vocabulary import DISEASES, Task
 from federation.run_folder import POOLED
 from simulation import report_words as words
 from simulation.compare import Cell, Column, Comparison
-from simulation.figures import curves
+from simulation.figures import curves, reliability
 from simulation.runs import Run
-from simulation.tables import METRIC_NAMES, in_words, interval_in_words, three_digits
+from simulation.tables import METRIC_NAMES, direction, in_words, interval_in_words, three_digits
 
 
 @dataclass(kw_only=True)
@@ -37,13 +38,14 @@ def render_report(comparison: Comparison) -> str:
     context = {
         **_header(comparison),
         "columns": [_column(comparison.task, column) for column in comparison.columns],
-        "metrics": [_metric_block(comparison, metric, footnotes) for metric in comparison.metrics],
+        **{name: _blocks(comparison, metrics, footnotes) for name, metrics in _groups(comparison.task).items()},
+        "equal_to_accuracy": words.equal_to_accuracy(comparison.task),
         "by_disease": _by_disease(comparison, footnotes),
         "diseases": DISEASES,
         "any_own": any(model.kind == "local" for model in comparison.models),
         "footnotes": footnotes.texts,
         "notes": [*comparison.notes, *words.undefined_resamples(comparison)],
-        **_curves(comparison),
+        **_figures(comparison),
         "runs": [_run(run) for run in comparison.runs],
         "settings": comparison.differing_settings,
         "method": words.method(comparison),
@@ -71,26 +73,34 @@ def _header(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _curves(comparison: Comparison) -> dict[str, Any]:
-    figures = curves(comparison)
-    units = list(dict.fromkeys(run.record.step_unit for run in comparison.runs))
-    specs = [
-        {"name": each.name, "x_title": " or ".join(units), "y_title": each.y_title, "traces": each.traces}
-        for each in figures
-    ]
+def _figures(comparison: Comparison) -> dict[str, Any]:
+    training, calibration = curves(comparison), reliability(comparison)
+    figures = [*training, *calibration]
     # No `<` in the JSON, so that no text in it can end the script element.
-    safe = Markup(json.dumps(specs, allow_nan=False).replace("<", "\\u003c"))
+    safe = Markup(json.dumps([asdict(figure) for figure in figures], allow_nan=False).replace("<", "\\u003c"))
     return {
-        "figures": figures,
-        "curves_caption": words.curves_caption(units),
+        "curves": training,
+        "curves_caption": words.curves_caption(comparison),
+        "reliability": calibration,
+        "reliability_caption": words.reliability_caption(comparison.task),
         "figures_json": safe,
         "plotly_js": Markup(plotly.offline.get_plotlyjs()) if figures else "",
     }
 
 
+def _groups(task: Task) -> dict[str, list[str]]:
+    """The metrics of the page in its order: what was published, the rest, and calibration."""
+    rest = [name for name in METRICS[task] if name not in (*HEADLINE[task], *CALIBRATION, *EQUAL_TO_ACCURACY)]
+    return {"headline": list(HEADLINE[task]), "further": rest, "calibration": list(CALIBRATION)}
+
+
 def _column(task: Task, column: Column) -> dict[str, Any]:
     title = "All sites together" if column.site == POOLED else column.site
     return {"title": title, "counts": in_words(task, column), "classes": words.classes(task, column)}
+
+
+def _blocks(comparison: Comparison, metrics: Iterable[str], footnotes: _Footnotes) -> list[dict[str, Any]]:
+    return [_metric_block(comparison, metric, footnotes) for metric in metrics]
 
 
 def _metric_block(comparison: Comparison, metric: str, footnotes: _Footnotes) -> dict[str, Any]:
@@ -100,7 +110,7 @@ def _metric_block(comparison: Comparison, metric: str, footnotes: _Footnotes) ->
     scale = _scale(cell for row in rows for cell in row)
     return {
         "title": METRIC_NAMES[metric],
-        "meaning": words.MEANINGS[comparison.task, metric],
+        "meaning": words.meaning(comparison, metric),
         "rows": [
             {
                 "number": number,
@@ -131,7 +141,7 @@ def _by_disease(comparison: Comparison, footnotes: _Footnotes) -> list[dict[str,
             {"number": number, "label": model.label, "cells": [_cell(cell, scale, footnotes) for cell in row]}
             for number, (model, row) in enumerate(zip(comparison.models, rows, strict=True))
         ]
-        blocks.append({"title": METRIC_NAMES[metric], "rows": shown})
+        blocks.append({"title": METRIC_NAMES[metric] + direction(metric), "rows": shown})
     return blocks
 
 

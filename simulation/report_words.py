@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dipro_model.metrics import EQUAL_TO_ACCURACY, LOWER_IS_BETTER, METRICS
 from dipro_model.vocabulary import Task
 from federation.run_folder import POOLED
 from simulation.compare import Cell, Column, Comparison, Model
@@ -25,7 +26,8 @@ CAUTION = (
 )
 
 _OVER_CLASSES = "averaged over worsened, improved and no change, then over diseases"
-MEANINGS = {
+_OVER_STAYS = "averaged over the four classes of stay"
+_MEANINGS = {
     (
         Task.MORTALITY,
         "auroc",
@@ -40,7 +42,41 @@ MEANINGS = {
     (Task.DISEASE_PROGRESSION, "auprc"): (
         f"one class against the others, {_OVER_CLASSES}; trapezoid under the precision-recall curve, as published"
     ),
+    (Task.LENGTH_OF_STAY, "f1"): f"harmonic mean of precision and recall, {_OVER_STAYS}",
+    (Task.LENGTH_OF_STAY, "precision"): f"of the stays put into a class, the share that belongs there, {_OVER_STAYS}",
+    (Task.LENGTH_OF_STAY, "recall"): f"of the stays of a class, the share that was found, {_OVER_STAYS}",
+    (Task.LENGTH_OF_STAY, "auroc"): f"one class against the others, {_OVER_STAYS}; 0.5 is guessing",
+    (Task.LENGTH_OF_STAY, "auprc"): (
+        f"one class against the others, {_OVER_STAYS}; trapezoid under the precision-recall curve, as published"
+    ),
+    (Task.MORTALITY, "brier"): "mean squared gap between the risk and what happened (died 1, survived 0)",
+    (Task.LENGTH_OF_STAY, "brier"): "squared gaps between the probabilities and what happened, summed over the classes",
+    (Task.DISEASE_PROGRESSION, "brier"): (
+        "squared gaps between the probabilities and what happened, summed over the classes, averaged over diseases"
+    ),
+    (Task.MORTALITY, "ece"): "how far the risk and the share who died lie apart, on average over ten ranges of risk",
+    (Task.LENGTH_OF_STAY, "ece"): (
+        "how far the certainty of the chosen class and the share that was right lie apart, on average over ten ranges "
+        "of certainty"
+    ),
+    (Task.DISEASE_PROGRESSION, "ece"): (
+        "how far the certainty of the chosen class and the share that was right lie apart, on average over ten ranges "
+        "of certainty, then over diseases"
+    ),
 }
+"""What a metric measures, for people who do not know it."""
+
+
+def meaning(comparison: Comparison, metric: str) -> str:
+    """What a metric measures, which way is better where that is not up, and what knowing nothing would score."""
+    says = _MEANINGS[comparison.task, metric] + ("; lower is better" if metric in LOWER_IS_BETTER else "")
+    counts = list(comparison.columns[0].class_counts.values())
+    # Over diseases the classes are counted together: their shares would not be those of any one disease.
+    if metric != "brier" or comparison.task is Task.DISEASE_PROGRESSION or not sum(counts):
+        return says
+    squares = sum((count / sum(counts)) ** 2 for count in counts)
+    uninformed = (1 - squares) / (2 if comparison.task is Task.MORTALITY else 1)
+    return f"{says}; giving every patient the shares of all together scores {three_digits(uninformed)}"
 
 
 def title(comparison: Comparison) -> str:
@@ -110,11 +146,32 @@ def undefined_resamples(comparison: Comparison) -> list[str]:
     ]
 
 
-def curves_caption(units: Sequence[str]) -> str:
-    mixed = " Steps of different runs are not equally long: a round may hold several epochs." if len(units) > 1 else ""
+def curves_caption(comparison: Comparison) -> str:
+    several = len({run.record.step_unit for run in comparison.runs}) > 1
+    mixed = " Steps of different runs are not equally long: a round may hold several epochs." if several else ""
     return (
         "Thick: all of a run's patients. Dotted: one site. Diamond: the step whose model is scored above. "
         f"Click a name to hide or show its line.{mixed}"
+    )
+
+
+def equal_to_accuracy(task: Task) -> str:
+    """Why some metrics of a task are not shown; empty where all are."""
+    left_out = [METRIC_NAMES[name] for name in METRICS[task] if name in EQUAL_TO_ACCURACY]
+    if not left_out:
+        return ""
+    return f"{_listed(left_out)} equal the accuracy, as every stay is in one class; the tables in the files hold them."
+
+
+def reliability_caption(task: Task) -> str:
+    """How to look at the reliability curves."""
+    case = "patients who got about the same risk" if task is Task.MORTALITY else "cases of about the same certainty"
+    means = (
+        "died more often than predicted" if task is Task.MORTALITY else "the model was right more often than it said"
+    )
+    return (
+        f"Each point: {case}, the larger the more of them. On the dashed line predictions come true as often as they "
+        f"say; above it, {means}; below it, less often. Points of few patients jump by chance."
     )
 
 
@@ -132,6 +189,14 @@ def method(comparison: Comparison) -> list[tuple[str, str]]:
             f"(seed {comparison.seed}). Patients are drawn, each with all samples, since samples of one patient "
             "resemble each other. In a column every model is resampled with the same draws. With few patients they "
             "are too short, and a value of exactly 1 has an interval without width: read those with care.",
+        ),
+        (
+            "Calibration",
+            "Most scores ask who got the higher probability or which class was chosen; calibration asks whether the "
+            "numbers are true: of the predictions made with 20 %, one in five should come true. The Brier score judges "
+            "both at once. The calibration error compares means within ten equal ranges of predicted probability. It "
+            "cannot fall below 0, so chance pushes it up: with few patients even a perfect model does not reach 0. Its "
+            "interval is mirrored at the value to make up for that (the basic bootstrap) and cut at 0.",
         ),
         (
             "Undefined",

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dipro_model.metrics import Interval
+from dipro_model.curves import Reliability
+from dipro_model.metrics import CALIBRATION, HEADLINE, LOWER_IS_BETTER, Interval
 from dipro_model.vocabulary import Task
 from simulation.compare import Cell, Column, Comparison
 
@@ -22,6 +23,11 @@ METRIC_NAMES = {
     "f1": "Macro F1",
     "precision": "Macro precision",
     "recall": "Macro recall",
+    "f1_micro": "Micro F1",
+    "precision_micro": "Micro precision",
+    "recall_micro": "Micro recall",
+    "brier": "Brier score",
+    "ece": "Calibration error",
 }
 """What people call the metrics."""
 
@@ -63,6 +69,7 @@ def write_table_json(comparison: Comparison, path: Path) -> None:
         "bootstrap": {
             "unit": "patient",
             "kind": "percentile",
+            "kind_of_ece": "basic",
             "level": comparison.level,
             "num_resamples": comparison.num_resamples,
             "seed": comparison.seed,
@@ -92,6 +99,11 @@ def write_table_json(comparison: Comparison, path: Path) -> None:
         ],
         "differing_settings": comparison.differing_settings,
         "notes": comparison.notes,
+        "lower_is_better": [metric for metric in comparison.metrics if metric in LOWER_IS_BETTER],
+        "reliability": {
+            model: {output: _reliability_facts(curve) for output, curve in outputs.items()}
+            for model, outputs in comparison.reliability.items()
+        },
         "cells": list(_rows(comparison)),
     }
     path.write_text(json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -103,20 +115,24 @@ def write_curves_csv(comparison: Comparison, path: Path) -> None:
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """One table: a section a metric, models in rows; pooled samples and sites in columns."""
+    """One table: a section a published or calibration metric, models in rows; pooled samples and sites in columns."""
+    shown = (*HEADLINE[comparison.task], *CALIBRATION)
     table = Table(title=f"{comparison.task}, {comparison.split} split", title_justify="left")
     table.add_column("model")
     for column in comparison.columns:
         table.add_column(Text(f"{column.site}\n{in_words(comparison.task, column)}"), justify="right")
-    for metric in comparison.metrics:
+    for metric in shown:
         table.add_section()
-        table.add_row(Text(METRIC_NAMES[metric], style="bold"))
+        table.add_row(Text(METRIC_NAMES[metric] + direction(metric), style="bold"))
         for model in comparison.models:
             cells = [comparison.cells[metric, model.label, column.site] for column in comparison.columns]
             table.add_row(Text(model.label), *[Text(_in_terminal(cell)) for cell in cells])
     console.print(table)
     console.print(f"Below each value: {100 * comparison.level:g} % bootstrap interval over patients.", highlight=False)
-    for note in [*_why_undefined(comparison), *comparison.notes]:
+    others = [metric for metric in comparison.metrics if metric not in shown]
+    if others:
+        console.print(f"In table.csv, too: {', '.join(others)}.", highlight=False)
+    for note in [*_why_undefined(comparison, shown), *comparison.notes]:
         console.print(Text(note))
 
 
@@ -142,11 +158,15 @@ def interval_in_words(interval: Interval) -> str | None:
     return f"{three_digits(interval.low)}–{three_digits(interval.high)}"
 
 
-def _why_undefined(comparison: Comparison) -> list[str]:
+def direction(metric: str) -> str:
+    """What has to be said beside a metric of which less is better; nothing for the others."""
+    return " (lower is better)" if metric in LOWER_IS_BETTER else ""
+
+
+def _why_undefined(comparison: Comparison, shown: Sequence[str]) -> list[str]:
     """A line for every reason that a shown cell has no value."""
-    shown = [cell for (metric, _, _), cell in comparison.cells.items() if metric in comparison.metrics]
     sites: dict[str, dict[str, None]] = {}
-    for cell in shown:
+    for cell in (cell for (metric, _, _), cell in comparison.cells.items() if metric in shown):
         if cell.result.value is None:
             sites.setdefault(str(cell.result.reason), {})[cell.site] = None
     return [f"undefined at {', '.join(where)}: {reason}" for reason, where in sites.items()]
@@ -181,6 +201,15 @@ def _rows(comparison: Comparison) -> Iterable[dict[str, Any]]:
             "class_counts": dict(column.class_counts),
             "reason": "; ".join(reason for reason in (cell.result.reason, cell.interval.reason) if reason) or None,
         }
+
+
+def _reliability_facts(curve: Reliability) -> dict[str, Any]:
+    return {
+        "predicted": curve.predicted.tolist(),
+        "observed": curve.observed.tolist(),
+        "count": curve.count.tolist(),
+        "reason": curve.reason,
+    }
 
 
 def _for_csv(row: dict[str, Any]) -> dict[str, Any]:

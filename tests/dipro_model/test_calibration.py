@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics as sk
 
 from dipro_model import weighted
-from dipro_model.metrics import CALIBRATION, output_shape, score
+from dipro_model.metrics import CALIBRATION, bootstrap, output_shape, score
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, Task
 
 
@@ -117,3 +117,33 @@ def test_a_weight_is_a_repetition() -> None:
     written_out = weighted.expected_calibration_error(happened[rows], predicted[rows], np.ones((1, len(rows))))
     assert weighted_once == pytest.approx(written_out, abs=1e-12)
     assert weighted_once == pytest.approx(slow_ece(happened, predicted, times.astype(float)), abs=1e-12)
+
+
+def test_the_interval_of_the_calibration_error_holds_its_value_and_about_the_truth() -> None:
+    """Risks twice too high: the true error is 2 / 12. Percentiles of 100 samples would often lie above the value."""
+    generator = np.random.default_rng(0)
+    covered = 0
+    for repeat in range(200):
+        risk = generator.uniform(0, 1 / 3, 100)
+        labels = (generator.random(100) < risk).astype(int)
+        arguments = (Task.MORTALITY, labels, (2 * risk).reshape(-1, 1, 1))
+        value = score(*arguments)["ece"].value
+        found = bootstrap(*arguments, np.arange(100), metrics=["ece"], num_resamples=200, seed=repeat)["ece"]
+        assert value is not None
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 <= found.low <= value <= found.high
+        covered += found.low <= 1 / 6 <= found.high
+    assert 0.85 <= covered / 200 <= 0.99
+
+
+def test_the_interval_of_a_true_risk_reaches_down_to_zero_more_often_than_not() -> None:
+    """The true error is 0; the value never is, and no percentile of the resamples either."""
+    generator = np.random.default_rng(1)
+    reached = 0
+    for repeat in range(100):
+        risk = generator.beta(1, 4, 150)
+        labels = (generator.random(150) < risk).astype(int)
+        arguments = (Task.MORTALITY, labels, risk.reshape(-1, 1, 1), np.arange(150))
+        reached += bootstrap(*arguments, metrics=["ece"], num_resamples=200, seed=repeat)["ece"].low == 0
+    assert reached > 50

@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics as sk
 
 from client.predictions import PredictionsError, predictions_path
-from dipro_model.metrics import metric_names
+from dipro_model.metrics import METRICS, metric_names
 from dipro_model.vocabulary import DISEASES, Task
 from federation.run_folder import RunError
 from simulation.compare import ALONE, compare
@@ -32,12 +32,16 @@ def recompute(task: Task, rows: pd.DataFrame) -> dict[str, float]:
         return {
             "auroc": sk.roc_auc_score(labels[:, 0], scores[:, 0]),
             "auprc": sk.average_precision_score(labels[:, 0], scores[:, 0]),
+            "brier": sk.brier_score_loss(labels[:, 0], scores[:, 0]),
         }
     if task is Task.LENGTH_OF_STAY:
         called = scores.argmax(axis=1)
         return {
             "kappa": sk.cohen_kappa_score(labels[:, 0], called),
             "accuracy": sk.accuracy_score(labels[:, 0], called),
+            "f1": sk.f1_score(labels[:, 0], called, average="macro"),
+            "f1_micro": sk.f1_score(labels[:, 0], called, average="micro"),
+            "auroc": sk.roc_auc_score(labels[:, 0], scores / scores.sum(axis=1, keepdims=True), multi_class="ovr"),
         }
     f1 = {}
     for k, disease in enumerate(DISEASES):
@@ -87,7 +91,7 @@ def test_intervals_hold_their_value_and_models_share_the_draws(tmp_path: Path) -
         write_fake_run(tmp_path / "b", same, kind="federated"),
     ]
     cells = compare(load_runs(folders), num_resamples=200).cells
-    for metric in ("auroc", "auprc"):
+    for metric in METRICS[Task.MORTALITY]:
         for site in ("pooled", *SITES):
             one, other = cells[metric, "centralized", site], cells[metric, "federated", site]
             assert one.interval == other.interval

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.calibration
 import sklearn.metrics as sk
+from markupsafe import escape
 
 from client.predictions import read_predictions
-from dipro_model.vocabulary import DISEASES, Task
+from dipro_model.metrics import CALIBRATION, EQUAL_TO_ACCURACY, HEADLINE, LOWER_IS_BETTER, METRICS
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, TASK_CLASSES, Task
 from simulation.compare import ALONE, Comparison, compare
-from simulation.figures import curves
+from simulation.figures import curves, reliability
 from simulation.report import render_report
 from simulation.report_folder import FILES, write_report
+from simulation.report_words import meaning
 from simulation.runs import load_runs
-from simulation.tables import CURVE_COLUMNS, TABLE_COLUMNS
+from simulation.tables import CURVE_COLUMNS, METRIC_NAMES, TABLE_COLUMNS
 from tests.run_folders import SITES, make_patients, with_scores, write_fake_run, write_fake_study
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)> & %{x} [red]'
@@ -57,6 +61,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def written(comparison: Comparison, folder: Path) -> dict[str, str]:
+    """The text of every file of a report."""
+    write_report(comparison, folder / "written")
+    return {each.name: each.read_text(encoding="utf-8") for each in (folder / "written").iterdir()}
+
+
 def test_table_csv_equals_a_recomputation(tmp_path: Path) -> None:
     write_report(study(tmp_path / "runs"), tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "table.csv")
@@ -85,6 +95,7 @@ def test_table_json_holds_the_comparison_at_full_precision(tmp_path: Path) -> No
     assert facts["bootstrap"] == {
         "unit": "patient",
         "kind": "percentile",
+        "kind_of_ece": "basic",
         "level": 0.95,
         "num_resamples": 30,
         "seed": 0,
@@ -126,6 +137,82 @@ def test_the_page_says_what_was_compared(tmp_path: Path, task: Task) -> None:
     assert all(disease in page.text for disease in DISEASES) == (task is Task.DISEASE_PROGRESSION)
 
 
+@pytest.mark.parametrize("task", list(Task))
+def test_published_metrics_come_first_and_open_the_rest_folded(tmp_path: Path, task: Task) -> None:
+    html = render_report(study(tmp_path / "runs", task))
+    titles = [METRIC_NAMES[name] for name in METRICS[task]]
+    places = {title: html.find(f'<span class="stay">{escape(title)} ') for title in titles}
+    further, calibration = html.find("<summary>Further scores"), html.find('id="calibration"')
+    shown = [title for title in titles if not title.startswith("Micro")]
+    assert sorted(shown, key=places.__getitem__) == shown
+    for name in METRICS[task]:
+        place = places[METRIC_NAMES[name]]
+        if name in HEADLINE[task]:
+            assert 0 < place < calibration
+            assert further == -1 or place < further
+        elif name in CALIBRATION:
+            assert place > calibration
+        elif name in EQUAL_TO_ACCURACY:
+            assert place == -1
+        else:
+            assert further < place < calibration
+    assert (further > 0) == (task is Task.LENGTH_OF_STAY)
+    note = "Micro F1, Micro precision and Micro recall equal the accuracy"
+    assert (note in Page(html).text) == (task is Task.LENGTH_OF_STAY)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_the_page_says_where_lower_is_better(tmp_path: Path, task: Task) -> None:
+    comparison = study(tmp_path / "runs", task)
+    for metric in METRICS[task]:
+        if metric not in EQUAL_TO_ACCURACY:
+            assert ("lower is better" in meaning(comparison, metric)) == (metric in LOWER_IS_BETTER)
+    assert json.loads(written(comparison, tmp_path)["table.json"])["lower_is_better"] == list(CALIBRATION)
+
+
+@pytest.mark.parametrize(("task", "scale"), [(Task.MORTALITY, True), (Task.LENGTH_OF_STAY, False)])
+def test_the_brier_score_of_knowing_only_the_shares_is_said(tmp_path: Path, task: Task, scale: bool) -> None:
+    comparison = study(tmp_path / "runs", task)
+    rows = read_predictions(comparison.runs[0].path, task, SITES)
+    labels = rows.labels[rows.split == "test"]
+    names = range(len(TASK_CLASSES[task]))
+    shares = np.tile([(labels == c).mean() for c in names], (len(labels), 1))
+    expected = sk.brier_score_loss(labels, shares[:, 1] if scale else shares, labels=list(names), scale_by_half=scale)
+    assert f"scores {expected:.3f}" in meaning(comparison, "brier")
+
+
+def test_reliability_is_drawn_and_written_for_every_model(tmp_path: Path) -> None:
+    comparison = study(tmp_path / "runs")
+    (figure,) = reliability(comparison)
+    diagonal, *traces = figure.traces
+    assert (diagonal["x"], diagonal["y"], diagonal["meta"]["color"]) == ([0, 1], [0, 1], None)
+    assert [trace["name"] for trace in traces] == [model.label for model in comparison.models]
+    rows = read_predictions(tmp_path / "runs" / "fed", Task.MORTALITY, SITES)
+    rows = rows.select(rows.split == "test")
+    risk = rows.probabilities[:, 0, 0].astype(np.float64)
+    observed, predicted = sklearn.calibration.calibration_curve(rows.labels, risk, n_bins=10)
+    facts = json.loads(written(comparison, tmp_path)["table.json"])["reliability"]["federated"]["mortality"]
+    for x, y, count in (
+        (traces[1]["x"], traces[1]["y"], traces[1]["customdata"]),
+        (facts["predicted"], facts["observed"], facts["count"]),
+    ):
+        assert x == pytest.approx(predicted)
+        assert y == pytest.approx(observed)
+        assert sum(count) == len(rows)
+
+
+def test_every_disease_with_a_label_has_its_reliability(tmp_path: Path) -> None:
+    patients = make_patients(Task.DISEASE_PROGRESSION)
+    labels = patients.labels.copy()
+    labels[:, DISEASES.index("pneumonia")] = NOT_MENTIONED
+    run = write_fake_run(tmp_path / "run", with_scores(replace(patients, labels=labels), 1.0, 1), kind="federated")
+    comparison = compare(load_runs([run]), num_resamples=5)
+    assert [figure.title.lower() for figure in reliability(comparison)] == list(DISEASES[:-1])
+    html = render_report(comparison)
+    assert html.count('id="plot-reliability-') == 6
+    assert comparison.reliability["federated"]["pneumonia"].reason == "no sample has a label"
+
+
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     page = Page(render_report(study(tmp_path / "runs")))
     assert "link" not in page.tags
@@ -150,7 +237,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert page.text.count("<img src=x onerror=alert(2)> & %{x} [red]") > 3
     start = html.index('id="figures">') + len('id="figures">')
     figures = json.loads(html[start : html.index("</script>", start)])
-    names = [trace["name"] for trace in figures[0]["traces"]]
+    assert [figure["name"] for figure in figures] == ["monitor", "loss-val", "loss-train", "reliability-0"]
+    names = [trace.get("name", "") for figure in figures for trace in figure["traces"]]
     assert all("<" not in name and "%{" not in name for name in names)
     write_report(comparison, tmp_path / "out")
     assert HOSTILE in {row["model"] for row in read_csv(tmp_path / "out" / "table.csv")}
@@ -166,15 +254,29 @@ def test_undefined_is_said_with_its_reason(tmp_path: Path) -> None:
     assert 'title="needs labels of at least two classes, found one class only"' in html
     write_report(comparison, tmp_path / "out")
     south = [row for row in read_csv(tmp_path / "out" / "table.csv") if row["site"] == "south"]
-    assert all(row["value"] == row["low"] == row["high"] == "" and "two classes" in row["reason"] for row in south)
+    assert {row["metric"] for row in south} == set(METRICS[Task.MORTALITY])
+    for row in south:
+        assert (row["value"] == row["low"] == row["high"] == "") == (row["metric"] in HEADLINE[Task.MORTALITY])
+        assert ("two classes" in row["reason"]) == (row["value"] == "")
 
 
 def test_a_history_without_a_validation_metric_still_makes_a_page(tmp_path: Path) -> None:
     runs = load_runs(write_fake_study(tmp_path / "runs", Task.MORTALITY)[:1])
     silent = replace(runs[0], history=[replace(each, loss=None, metrics={}) for each in runs[0].history])
-    page = Page(render_report(compare([silent], num_resamples=5)))
-    assert page.tags.count("script") == 0
+    comparison = compare([silent], num_resamples=5)
+    assert curves(comparison) == []
+    page = Page(render_report(comparison))
+    assert "Training" not in page.texts
     assert "AUROC" in page.text
+
+
+def test_a_page_without_any_curve_loads_no_script(tmp_path: Path) -> None:
+    runs = load_runs(write_fake_study(tmp_path / "runs", Task.MORTALITY)[:1])
+    silent = replace(runs[0], history=[])
+    nobody = replace(silent, predictions=silent.predictions.select(silent.predictions.split != "test"))
+    page = Page(render_report(compare([nobody], num_resamples=5)))
+    assert page.tags.count("script") == 0
+    assert "no sample has a label" in page.text
 
 
 def test_an_earlier_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
