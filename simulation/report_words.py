@@ -74,9 +74,11 @@ def meaning(comparison: Comparison, metric: str) -> str:
     # Over diseases the classes are counted together: their shares would not be those of any one disease.
     if metric != "brier" or comparison.task is Task.DISEASE_PROGRESSION or not sum(counts):
         return says
-    squares = sum((count / sum(counts)) ** 2 for count in counts)
-    uninformed = (1 - squares) / (2 if comparison.task is Task.MORTALITY else 1)
-    return f"{says}; giving every patient the shares of all together scores {three_digits(uninformed)}"
+    shares = [count / sum(counts) for count in counts]
+    uninformed = 1 - sum(share**2 for share in shares)
+    if comparison.task is Task.MORTALITY:
+        return f"{says}; the same risk for everybody, {100 * shares[1]:.0f} %, scores {three_digits(uninformed / 2)}"
+    return f"{says}; the shares of the classes for every stay score {three_digits(uninformed)}"
 
 
 def title(comparison: Comparison) -> str:
@@ -165,13 +167,16 @@ def equal_to_accuracy(task: Task) -> str:
 
 def reliability_caption(task: Task) -> str:
     """How to look at the reliability curves."""
-    case = "patients who got about the same risk" if task is Task.MORTALITY else "cases of about the same certainty"
-    means = (
-        "died more often than predicted" if task is Task.MORTALITY else "the model was right more often than it said"
+    death = task is Task.MORTALITY
+    cases = "stays of about the same predicted risk" if death else "cases of about the same certainty"
+    above, below = (
+        ("more died than predicted", "fewer")
+        if death
+        else ("the model was right more often than it said", "less often")
     )
     return (
-        f"Each point: {case}, the larger the more of them. On the dashed line predictions come true as often as they "
-        f"say; above it, {means}; below it, less often. Points of few patients jump by chance."
+        f"Each point: {cases}, the larger the more of them. On the dashed line predictions come true as often as they "
+        f"say; above it {above}, below it {below}. Points of few patients jump by chance."
     )
 
 
