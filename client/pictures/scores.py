@@ -23,7 +23,7 @@ class Line:
     """All that is drawn of one class."""
 
     name: str
-    color: str | tuple[float, ...]
+    color: str
     roc: Curve
     precision_recall: Curve
     reliability: Reliability

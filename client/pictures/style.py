@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from dipro_model.vocabulary import PROGRESSIONS, TASK_CLASSES, Task
@@ -18,11 +19,11 @@ GRAY = "0.45"
 
 _ORDINAL = matplotlib.colormaps["cividis"]
 
-CLASS_COLORS: dict[Task, dict[str, str | tuple[float, ...]]] = {
+CLASS_COLORS: dict[Task, dict[str, str]] = {
     Task.DISEASE_PROGRESSION: dict(zip(PROGRESSIONS, (COLORS[1], COLORS[0], "0.55"), strict=True)),
     Task.MORTALITY: {"survived": COLORS[0], "died": COLORS[1]},
     Task.LENGTH_OF_STAY: {
-        name: _ORDINAL(place / (len(TASK_CLASSES[Task.LENGTH_OF_STAY]) - 1) * 0.85)
+        name: to_hex(_ORDINAL(0.85 * place / (len(TASK_CLASSES[Task.LENGTH_OF_STAY]) - 1)))
         for place, name in enumerate(TASK_CLASSES[Task.LENGTH_OF_STAY])
     },
 }
