@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 STATISTICS = "statistics.json"
 REPORT = "report.json"
 REGION_FILE = "regions.npy"
+FEATURE_FOLDER = "features"
+"""What can be computed from the regions again; the manifest knows nothing of it."""
 
 _KEY, _WHEN = pa.int64(), pa.timestamp("us")
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from client.cohort import REGION_PIXELS, Cohort, CohortError, Windows, open_cohort
+from client.cohort import REGION_FILE, REGION_PIXELS, Cohort, CohortError, Windows, open_cohort
 from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS
 from federation.run_folder import POOLED
 
@@ -66,6 +66,7 @@ class SiteRecords:
         cohort = open_cohort(spec.cohort, verify_regions=verify_regions)
         self.path: Path = cohort.path
         self.windows: Windows = cohort.windows
+        self.crop_pixels = crop_pixels
         self.stays: dict[int, StayRecord] = {stay.stay_id: stay for stay in _stays(cohort, spec.subjects)}
         if not self.stays:
             raise CohortError(
@@ -78,7 +79,9 @@ class SiteRecords:
             "mortality": _labels(cohort.samples_mortality, self.stays),
             "length_of_stay": _labels(cohort.samples_length_of_stay, self.stays),
         }
-        self._regions = cohort.regions
+        self.regions: np.ndarray = cohort.regions
+        """uint8 [image, region, 224, 224] of the whole cohort, memory-mapped."""
+        self.regions_sha256: str = cohort.manifest["files"][REGION_FILE]["sha256"]
         self._row_of: dict[int, int] = {}
         self._small: torch.Tensor | None = None
         if crop_pixels != REGION_PIXELS:
@@ -87,7 +90,7 @@ class SiteRecords:
     def crops(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
         """uint8 [frame, region, 1, height, width] of these rows of the cohort's regions."""
         if self._small is None:
-            return torch.from_numpy(np.asarray(self._regions[rows])).unsqueeze(2)
+            return torch.from_numpy(np.asarray(self.regions[rows])).unsqueeze(2)
         return self._small[[self._row_of[int(row)] for row in rows]].unsqueeze(2)
 
     def _downsample(self, crop_pixels: int) -> None:
@@ -97,9 +100,16 @@ class SiteRecords:
         small = torch.empty(len(rows), len(REGIONS), crop_pixels, crop_pixels, dtype=torch.uint8)
         for start in range(0, len(rows), _IMAGES_AT_ONCE):
             part = slice(start, start + _IMAGES_AT_ONCE)
-            crops = torch.from_numpy(np.asarray(self._regions[rows[part]])).float()
-            small[part] = adaptive_avg_pool2d(crops, crop_pixels).round().to(torch.uint8)
+            small[part] = shrink(self.regions[rows[part]], crop_pixels)
         self._small = small
+
+
+def shrink(regions: np.ndarray, crop_pixels: int) -> torch.Tensor:
+    """uint8 [image, region, pixel, pixel]: crops averaged down, each to the mean of the square behind a pixel."""
+    crops = torch.tensor(regions)
+    if crop_pixels == REGION_PIXELS:
+        return crops
+    return adaptive_avg_pool2d(crops.float(), crop_pixels).round().to(torch.uint8)
 
 
 def _stays(cohort: Cohort, subjects: tuple[int, ...] | None) -> list[StayRecord]:

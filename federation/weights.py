@@ -33,14 +33,20 @@ def check_weights(model: nn.Module, flat: np.ndarray) -> None:
         )
 
 
-def unflatten_weights(model: nn.Module, flat: np.ndarray) -> None:
-    """Write a flat array into the model, in place. Raises WeightsError where it does not belong to the model."""
+def unflatten_weights(model: nn.Module, flat: np.ndarray, *, keep_frozen: bool = False) -> None:
+    """Write a flat array into the model, in place. Raises WeightsError where it does not belong to the model.
+
+    `keep_frozen` leaves alone what is not trained: a mean over sites of equal weights differs from them in the last
+    bit, and features that were computed with them would no longer fit.
+    """
     check_weights(model, flat)
+    kept = _frozen(model) if keep_frozen else frozenset()
     # A received array is a read-only buffer, which no tensor may share.
     values, start = torch.tensor(flat), 0
     with torch.no_grad():
-        for tensor in _floating(model).values():
-            tensor.copy_(values[start : start + tensor.numel()].reshape(tensor.shape))
+        for name, tensor in _floating(model).items():
+            if name not in kept:
+                tensor.copy_(values[start : start + tensor.numel()].reshape(tensor.shape))
             start += tensor.numel()
 
 
@@ -48,6 +54,16 @@ def layout_digest(model: nn.Module) -> str:
     """SHA-256 of names and shapes in order: equal where two flat arrays mean the same."""
     text = "\n".join(f"{name} {list(tensor.shape)}" for name, tensor in _floating(model).items())
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _frozen(model: nn.Module) -> frozenset[str]:
+    """Names of all tensors of modules that have parameters, none of them trained; their statistics rest as well."""
+    names: set[str] = set()
+    for prefix, module in model.named_modules():
+        trained = [each.requires_grad for each in module.parameters()]
+        if trained and not any(trained):
+            names.update(f"{prefix}.{name}" for name in module.state_dict())
+    return frozenset(names)
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def run_rounds(federation: Federation, model: DiPro, on_round: Callable[[Round],
         if arrays is None:
             raise MessageError(f"round {number}: the strategy returned no weights")
         (aggregate,) = arrays.values()
-        unflatten_weights(model, aggregate.numpy())
+        unflatten_weights(model, aggregate.numpy(), keep_frozen=True)
         evaluated = evaluate(federation, model, number, splits=("val",))
         # Nobody needs a site's own weights any more; without them a round is small.
         counted = [replace(reply, weights=np.zeros(0, np.float32)) for reply in trained]

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from client.cohort import COHORT_FILES, MANIFEST, SCHEMA_VERSION, TABLES, Windows, sha256_of
+from client.cohort import COHORT_FILES, FEATURE_FOLDER, MANIFEST, SCHEMA_VERSION, TABLES, Windows, sha256_of
 from client.prepare.rejections import PrepareError
 
 SOFTWARE = ("dipro-fed", "duckdb", "numpy", "pandas", "pillow", "pyarrow")
@@ -99,7 +99,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         raise PrepareError(f"{out}: expected a new folder for the cohort, found a file; choose another path")
     names = {path.name for path in out.iterdir()}
-    foreign = sorted(names - {*COHORT_FILES, MANIFEST})
+    foreign = sorted(names - {*COHORT_FILES, MANIFEST, FEATURE_FOLDER})
     if foreign:
         raise PrepareError(f"{out}: expected a new folder for the cohort, found {foreign[0]}; choose another path")
     if MANIFEST in names and not overwrite:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from client.cohort import COHORT_FILES, MANIFEST, TABLES, CohortError, open_cohort
+from client.cohort import COHORT_FILES, FEATURE_FOLDER, MANIFEST, TABLES, CohortError, open_cohort
 from client.prepare.profile import load_profile
 from client.prepare.rejections import PrepareError
 from client.prepare.writer import staged
@@ -95,8 +95,11 @@ def test_an_existing_cohort_is_only_replaced_on_request(raw: RawFiles, tmp_path:
     with pytest.raises(PrepareError, match="prepared cohort already"):
         raw.prepare(out)
     assert (out / MANIFEST).stat().st_mtime_ns == before
+    # What training computed from the old regions goes with them.
+    (out / FEATURE_FOLDER).mkdir()
     raw.prepare(out, overwrite=True, profile="published")
     assert open_cohort(out).manifest["profile"] == "published"
+    assert not (out / FEATURE_FOLDER).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
