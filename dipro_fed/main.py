@@ -1,5 +1,6 @@
 """`dipro-fed`: one subcommand a thing a user does; each module beside this file is one of them."""
 
+import logging
 import sys
 from typing import Annotated
 
@@ -43,6 +44,7 @@ app.command()(demo)
 
 def run() -> None:
     """Run the command line; an error meant for people is one paragraph on stderr and exit status 1."""
+    _tell_what_takes_long()
     try:
         app()
     except (ValueError, OSError) as error:
@@ -50,3 +52,11 @@ def run() -> None:
             raise
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
+
+
+def _tell_what_takes_long() -> None:
+    """Let the log say on stderr, beside warnings, that features are computed and how far they are."""
+    logging.getLogger("client.feature_cache").setLevel(logging.INFO)
+    # Unlike a handler of one's own it writes to stderr as it is at the time: above a progress bar, not through it.
+    if logging.lastResort is not None:
+        logging.lastResort.setLevel(logging.INFO)
