@@ -6,13 +6,13 @@ the chosen model lie beside them in `predictions/`, which only those who hold pa
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from dipro_model.vocabulary import SPLITS, Task
+from federation.files import append_whole, write_whole
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
@@ -105,13 +105,7 @@ def write_run(folder: Path, record: RunRecord) -> None:
     if clash:
         raise RunError(f"`more` repeats {', '.join(clash)}, which run.json holds already; name the facts otherwise")
     text = json.dumps({"schema_version": SCHEMA_VERSION, **facts, **more}, indent=2, allow_nan=False) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{RUN}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / RUN)
+    write_whole(folder / RUN, text.encode())
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -140,10 +134,24 @@ def read_run(folder: Path) -> RunRecord:
 def append_history(folder: Path, measurements: Iterable[Measurement]) -> None:
     """Add lines to history.jsonl in one write; what is there already is never changed."""
     lines = "".join(json.dumps(asdict(each), allow_nan=False) + "\n" for each in measurements)
-    with (folder / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
+    append_whole(folder / HISTORY, lines.encode())
+
+
+def cut_history(folder: Path, num_lines: int) -> None:
+    """Keep the first lines of history.jsonl: what follows is of a step that will be made again, its end perhaps torn.
+
+    Raises RunError where there are fewer.
+    """
+    path = folder / HISTORY
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    num_whole = sum(line.endswith(b"\n") for line in lines)
+    if num_whole < num_lines:
+        raise RunError(
+            f"{path}: expected the {num_lines} lines that the last checkpoint knows of, found {num_whole}; "
+            "restore the file, or train again into another folder"
+        )
+    if len(lines) > num_lines:
+        write_whole(path, b"".join(lines[:num_lines]))
 
 
 def read_history(folder: Path) -> list[Measurement]:

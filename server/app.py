@@ -10,7 +10,7 @@ from dipro_model.vocabulary import SPLITS
 from federation.initial import initial_model
 from federation.messages import EvaluateReply
 from federation.run_folder import Measurement
-from federation.run_writer import RunWriter
+from federation.run_writer import RunWriter, new_record
 from federation.settings import RunSettings, SettingsError, from_run_config
 from server.rounds import Round, evaluate, join_sites, run_rounds
 
@@ -29,9 +29,8 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path) -> None:
     """Run the federation and leave a run folder; a failure after the sites joined is recorded there, and raised."""
     federation = join_sites(grid, settings)
     names = list(federation.joined)
-    writer = RunWriter(
-        folder, settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names
-    )
+    record = new_record(settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names)
+    writer = RunWriter(folder, record)
 
     def keep(finished: Round) -> None:
         monitor = mean_monitor(writer.record.monitor, finished.evaluated)

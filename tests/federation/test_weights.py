@@ -1,4 +1,4 @@
-"""Flat weights, checkpoints and the digests that guard them."""
+"""Flat weights and the digests that guard them."""
 
 from pathlib import Path
 
@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from dipro_model import DiPro, load_torchvision_weights
-from dipro_model.vocabulary import Task
-from federation.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from federation.code_digest import code_digest
 from federation.initial import initial_model
 from federation.seeds import derive_seed
@@ -59,53 +57,6 @@ def test_layouts_differ_where_the_networks_do(model: DiPro) -> None:
     assert layout_digest(model) == layout_digest(initial_model(small_settings("seed=29")))
     assert layout_digest(model) != layout_digest(initial_model(small_settings("model.width=24")))
     assert len(code_digest()) == 64
-
-
-def test_a_checkpoint_comes_back(tmp_path: Path, model: DiPro) -> None:
-    path = tmp_path / "runs" / "last.pt"
-    save_checkpoint(path, model, step=4, settings={"seed": 23})
-    loaded, step = load_checkpoint(path, task=Task.MORTALITY)
-    assert step == 4
-    assert loaded.config == model.config
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_checkpoint_of_another_task_is_refused(tmp_path: Path, model: DiPro) -> None:
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, model, step=1, settings={})
-    with pytest.raises(CheckpointError, match="expected a checkpoint for length_of_stay, found one for mortality"):
-        load_checkpoint(path, task=Task.LENGTH_OF_STAY)
-
-
-def test_damage_is_named_and_no_code_runs(tmp_path: Path, model: DiPro) -> None:
-    path = tmp_path / "last.pt"
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_checkpoint(path)
-    save_checkpoint(path, model, step=1, settings={})
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
-        load_checkpoint(path)
-    torch.save({"model": model}, path)  # a pickled class: loading it would run its code
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
-        load_checkpoint(path)
-    torch.save({"checkpoint_version": 99}, path)
-    with pytest.raises(CheckpointError, match="expected checkpoint version 1, found 99"):
-        load_checkpoint(path)
-
-
-def test_a_failed_save_keeps_the_checkpoint_before(tmp_path: Path, model: DiPro, monkeypatch) -> None:
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, model, step=1, settings={})
-
-    def full_disk(content, file) -> None:
-        file.write(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        save_checkpoint(path, model, step=2, settings={})
-    assert load_checkpoint(path)[1] == 1
 
 
 def test_a_run_can_start_from_torchvision_weights(tmp_path: Path, caplog) -> None:
