@@ -49,7 +49,7 @@ def round_display(num_rounds: int, title: str) -> Iterator[OnRound]:
 def print_results(record: RunRecord, console: Console | None = None) -> None:
     """The chosen model by site and split: what was published for the task, and its calibration."""
     shown = (*HEADLINE[record.task], *CALIBRATION)
-    table = Table(title=Text(f"{record.name}: {record.task}, {_chosen(record)}"), title_justify="left")
+    table = Table()
     table.add_column("site", overflow="fold")
     table.add_column("split")
     for metric in shown:
@@ -59,6 +59,8 @@ def print_results(record: RunRecord, console: Console | None = None) -> None:
         for split, metrics in splits.items():
             table.add_row(Text(site), split, *(_number(metrics[metric], "–") for metric in shown))
     console = console or Console()
+    # Not the table's title: that would be folded to the width of a narrow table.
+    console.print(Text(f"{record.name}: {record.task}, {_chosen(record)}", style="italic"))
     console.print(table)
     if any(metrics[name] is None for splits in results.values() for metrics in splits.values() for name in shown):
         console.print("–: undefined by the labels there; `dipro-fed compare` says why.", highlight=False)

@@ -43,6 +43,7 @@ def printed(own: RunRecord) -> str:
 def test_the_table_of_results_fits_into_a_hundred_columns(task: Task) -> None:
     text = printed(record(task, site="Hospital of the Holy Ghost"))
     assert max(map(len, text.splitlines())) <= 100
+    assert text.splitlines()[0] == f"centralized: {task}, best epoch 7 by validation {MONITOR[task]}"
     header = next(line for line in text.splitlines() if "split" in line)
     assert header.replace("┃", " ").split() == ["site", "split", *HEADLINE[task], *CALIBRATION]
     assert text.count("0.123") == 3 * len([*HEADLINE[task], *CALIBRATION])
