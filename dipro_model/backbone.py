@@ -83,10 +83,18 @@ def load_torchvision_weights(backbone: Backbone, path: Path | str) -> None:
     runs. Raises ValueError naming the file and everything that does not fit.
     """
     weights = {name: value for name, value in _read_state_dict(Path(path)).items() if not name.startswith("fc.")}
+    load_resnet(backbone, weights, path)
+
+
+def load_resnet(backbone: Backbone, weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """Give the residual network these weights, which come from the file `source`.
+
+    Raises ValueError naming the file and everything that does not fit; nothing is loaded in part.
+    """
     problems = state_dict_problems(weights, shapes_of(backbone.resnet))
     if problems:
         raise ValueError(
-            f"{path}: these weights do not fit the backbone: {list_problems(problems)}; "
+            f"{source}: these weights do not fit the backbone: {list_problems(problems)}; "
             "give a file of the same depth, or set the backbone's depth to the file's"
         )
     backbone.resnet.load_state_dict(weights)

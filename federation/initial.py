@@ -1,10 +1,13 @@
 """The model that a run starts from: the same for a settings' seed, centralized or federated."""
 
 import logging
+from pathlib import Path
 
 import torch
 
 from dipro_model import DiPro, load_torchvision_weights
+from dipro_model.backbone import load_resnet
+from federation.checkpoint import is_sealed, read_checkpoint
 from federation.seeds import derive_seed
 from federation.settings import RunSettings
 
@@ -14,16 +17,27 @@ logger = logging.getLogger(__name__)
 def initial_model(settings: RunSettings) -> DiPro:
     """A fresh model, its ResNet from the weights file that the settings name; a warning says where there is none.
 
-    Raises FileNotFoundError or ValueError where that file is missing or is not a ResNet of the set depth in
-    torchvision's format.
+    The file is a checkpoint of dipro-fed, of a run of any task, or a state dict in torchvision's format. Raises
+    ValueError where it is missing, damaged, or of another depth.
     """
     torch.manual_seed(derive_seed(settings.seed, "initial weights"))
     model = DiPro(settings.config())
     if settings.model.backbone_weights:
-        load_torchvision_weights(model.backbone, settings.model.backbone_weights)
-    else:
+        _load_resnet(model, Path(settings.model.backbone_weights))
+    elif settings.parts.radiographs:
         logger.warning(
             "the ResNet starts from random weights%s; model.backbone_weights names a file in torchvision's format",
             " and stays at them, because it is frozen" if settings.model.freeze_backbone else "",
         )
     return model
+
+
+def _load_resnet(model: DiPro, path: Path) -> None:
+    if not (path.is_file() and is_sealed(path)):
+        load_torchvision_weights(model.backbone, path)
+        return
+    # What one task has taught the ResNet is a start for another task.
+    inside = "backbone.resnet."
+    tensors = read_checkpoint(path).state_dict
+    resnet = {name.removeprefix(inside): value for name, value in tensors.items() if name.startswith(inside)}
+    load_resnet(model.backbone, resnet, path)

@@ -58,7 +58,7 @@ class ModelSettings(_Settings):
     backbone_depth: Literal[10, 18, 34, 50] = 50
     """Depth of the ResNet."""
     backbone_weights: str = ""
-    """Local file with weights in torchvision's format for the start; empty starts from random weights."""
+    """Local file with weights for the start, in torchvision's format or a checkpoint of another run; empty: random."""
     freeze_backbone: bool = False
     """Keep the ResNet as it starts: no gradient, batch norm in evaluation mode."""
     crop_pixels: Annotated[int, Field(ge=16, le=224)] = 224

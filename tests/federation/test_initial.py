@@ -1,0 +1,78 @@
+"""What a run starts from: its seed, and the ResNet of a file."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipro_model import DiPro
+from federation.checkpoint import CheckpointError, save_checkpoint
+from federation.initial import initial_model
+from tests.small_run import small_settings
+
+RESNET = "backbone.resnet."
+
+
+def _split(model: DiPro) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tensors of the ResNet, and all others."""
+    tensors = model.state_dict()
+    inside = {name: value for name, value in tensors.items() if name.startswith(RESNET)}
+    return inside, {name: value for name, value in tensors.items() if name not in inside}
+
+
+def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _checkpoint(path: Path, *overrides: str) -> DiPro:
+    settings = small_settings(*overrides)
+    model = initial_model(settings)
+    save_checkpoint(path, model, step=1, settings=settings.model_dump(mode="json"))
+    return model
+
+
+def test_the_seed_decides_the_start() -> None:
+    one, again, other = (_split(initial_model(small_settings(f"seed={seed}"))) for seed in (1, 1, 2))
+    assert _equal(one[0], again[0])
+    assert _equal(one[1], again[1])
+    assert not _equal(one[0], other[0])
+
+
+def test_a_checkpoint_of_another_task_and_width_gives_its_resnet(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    teacher = _checkpoint(path, "task=disease_progression", "model.width=32", "seed=5")
+    plain = initial_model(small_settings())
+    started = initial_model(small_settings(f"model.backbone_weights={path}"))
+    assert _equal(_split(started)[0], _split(teacher)[0])
+    assert _equal(_split(started)[1], _split(plain)[1])
+
+
+def test_torchvision_weights_are_told_from_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "resnet.pt"
+    source = initial_model(small_settings("seed=8")).backbone.resnet.state_dict()
+    torch.save({**source, "fc.weight": torch.zeros(3, 512), "fc.bias": torch.zeros(3)}, path)
+    started = initial_model(small_settings(f"model.backbone_weights={path}")).backbone.resnet
+    assert _equal(dict(started.state_dict()), dict(source))
+
+
+def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "deep.pt"
+    _checkpoint(path, "model.backbone_depth=18")
+    with pytest.raises(ValueError, match=r"deep\.pt: these weights do not fit the backbone: .*same depth"):
+        initial_model(small_settings(f"model.backbone_weights={path}"))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"deep\.pt: damaged"):
+        initial_model(small_settings(f"model.backbone_weights={path}"))
+    with pytest.raises(ValueError, match=r"none\.pt: expected a file with weights"):
+        initial_model(small_settings(f"model.backbone_weights={tmp_path / 'none.pt'}"))
+
+
+def test_random_weights_are_said_so_where_radiographs_are_read(caplog: pytest.LogCaptureFixture) -> None:
+    for part, said in (("parts.radiographs=true", True), ("parts.radiographs=false", False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            initial_model(small_settings(part))
+        assert ("starts from random weights" in caplog.text) is said
