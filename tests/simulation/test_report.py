@@ -2,7 +2,9 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -52,8 +54,18 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def study(folder: Path, task: Task = Task.MORTALITY) -> Comparison:
-    return compare(load_runs(write_fake_study(folder, task)), num_resamples=30)
+Study = Callable[..., Comparison]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The comparison of a made-up study of a task, mortality where none is named; each is made once."""
+
+    @cache
+    def made(task: Task = Task.MORTALITY) -> Comparison:
+        return compare(load_runs(write_fake_study(tmp_path_factory.mktemp(task), task)), num_resamples=30)
+
+    return made
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -67,12 +79,12 @@ def written(comparison: Comparison, folder: Path) -> dict[str, str]:
     return {each.name: each.read_text(encoding="utf-8") for each in (folder / "written").iterdir()}
 
 
-def test_table_csv_equals_a_recomputation(tmp_path: Path) -> None:
-    write_report(study(tmp_path / "runs"), tmp_path / "out")
+def test_table_csv_equals_a_recomputation(study: Study, tmp_path: Path) -> None:
+    write_report(study(), tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "table.csv")
     assert tuple(rows[0]) == TABLE_COLUMNS
     values = {(row["metric"], row["model"], row["site"]): float(row["value"]) for row in rows}
-    scored = read_predictions(tmp_path / "runs" / "fed", Task.MORTALITY, SITES)
+    scored = read_predictions(study().runs[1].path, Task.MORTALITY, SITES)
     for site in ("pooled", *SITES):
         own = scored.select((scored.split == "test") & ((scored.site == site) | (site == "pooled")))
         risk = own.probabilities[:, 0, 0].astype(np.float64)
@@ -83,8 +95,8 @@ def test_table_csv_equals_a_recomputation(tmp_path: Path) -> None:
     assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
 
 
-def test_table_json_holds_the_comparison_at_full_precision(tmp_path: Path) -> None:
-    comparison = study(tmp_path / "runs", Task.DISEASE_PROGRESSION)
+def test_table_json_holds_the_comparison_at_full_precision(study: Study, tmp_path: Path) -> None:
+    comparison = study(Task.DISEASE_PROGRESSION)
     write_report(comparison, tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "table.json").read_text())
     assert len(facts["cells"]) == len(comparison.cells)
@@ -103,8 +115,8 @@ def test_table_json_holds_the_comparison_at_full_precision(tmp_path: Path) -> No
     assert facts["differing_settings"]["strategy"] == {"federated": '"fedavg"'}
 
 
-def test_curves_csv_holds_every_measurement(tmp_path: Path) -> None:
-    comparison = study(tmp_path / "runs")
+def test_curves_csv_holds_every_measurement(study: Study, tmp_path: Path) -> None:
+    comparison = study()
     write_report(comparison, tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "curves.csv")
     assert tuple(rows[0]) == CURVE_COLUMNS
@@ -122,8 +134,8 @@ def test_curves_csv_holds_every_measurement(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_the_page_says_what_was_compared(tmp_path: Path, task: Task) -> None:
-    comparison = study(tmp_path / "runs", task)
+def test_the_page_says_what_was_compared(study: Study, task: Task) -> None:
+    comparison = study(task)
     page = Page(render_report(comparison))
     pooled = comparison.columns[0]
     assert f"{pooled.num_patients} patients, {pooled.num_samples} " in page.text
@@ -138,8 +150,8 @@ def test_the_page_says_what_was_compared(tmp_path: Path, task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_published_metrics_come_first_and_open_the_rest_folded(tmp_path: Path, task: Task) -> None:
-    html = render_report(study(tmp_path / "runs", task))
+def test_published_metrics_come_first_and_open_the_rest_folded(study: Study, task: Task) -> None:
+    html = render_report(study(task))
     titles = [METRIC_NAMES[name] for name in METRICS[task]]
     places = {title: html.find(f'<span class="stay">{escape(title)} ') for title in titles}
     further, calibration = html.find("<summary>Further scores"), html.find('id="calibration"')
@@ -162,8 +174,8 @@ def test_published_metrics_come_first_and_open_the_rest_folded(tmp_path: Path, t
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_the_page_says_where_lower_is_better(tmp_path: Path, task: Task) -> None:
-    comparison = study(tmp_path / "runs", task)
+def test_the_page_says_where_lower_is_better(study: Study, tmp_path: Path, task: Task) -> None:
+    comparison = study(task)
     for metric in METRICS[task]:
         if metric not in EQUAL_TO_ACCURACY:
             assert ("lower is better" in meaning(comparison, metric)) == (metric in LOWER_IS_BETTER)
@@ -171,8 +183,8 @@ def test_the_page_says_where_lower_is_better(tmp_path: Path, task: Task) -> None
 
 
 @pytest.mark.parametrize(("task", "half"), [(Task.MORTALITY, True), (Task.LENGTH_OF_STAY, False)])
-def test_the_brier_score_of_knowing_only_the_shares_is_said(tmp_path: Path, task: Task, half: bool) -> None:
-    comparison = study(tmp_path / "runs", task)
+def test_the_brier_score_of_knowing_only_the_shares_is_said(study: Study, task: Task, half: bool) -> None:
+    comparison = study(task)
     rows = read_predictions(comparison.runs[0].path, task, SITES)
     labels = rows.labels[rows.split == "test"]
     names = range(len(TASK_CLASSES[task]))
@@ -181,13 +193,13 @@ def test_the_brier_score_of_knowing_only_the_shares_is_said(tmp_path: Path, task
     assert meaning(comparison, "brier").endswith(f" {expected:.3f}")
 
 
-def test_reliability_is_drawn_and_written_for_every_model(tmp_path: Path) -> None:
-    comparison = study(tmp_path / "runs")
+def test_reliability_is_drawn_and_written_for_every_model(study: Study, tmp_path: Path) -> None:
+    comparison = study()
     (figure,) = reliability(comparison)
     diagonal, *traces = figure.traces
     assert (diagonal["x"], diagonal["y"], diagonal["meta"]["color"]) == ([0, 1], [0, 1], None)
     assert [trace["name"] for trace in traces] == [model.label for model in comparison.models]
-    rows = read_predictions(tmp_path / "runs" / "fed", Task.MORTALITY, SITES)
+    rows = read_predictions(study().runs[1].path, Task.MORTALITY, SITES)
     rows = rows.select(rows.split == "test")
     risk = rows.probabilities[:, 0, 0].astype(np.float64)
     observed, predicted = sklearn.calibration.calibration_curve(rows.labels, risk, n_bins=10)
@@ -213,14 +225,14 @@ def test_every_disease_with_a_label_has_its_reliability(tmp_path: Path) -> None:
     assert comparison.reliability["federated"]["pneumonia"].reason == "no sample has a label"
 
 
-def test_the_page_needs_no_network(tmp_path: Path) -> None:
-    page = Page(render_report(study(tmp_path / "runs")))
+def test_the_page_needs_no_network(study: Study) -> None:
+    page = Page(render_report(study()))
     assert "link" not in page.tags
     assert "iframe" not in page.tags
     assert all(address.startswith("#note-") for address in page.addresses)
 
 
-def test_hostile_names_stay_text(tmp_path: Path) -> None:
+def test_hostile_names_stay_text(study: Study, tmp_path: Path) -> None:
     patients = make_patients(Task.MORTALITY, sites=(HOSTILE, "b"))
     labels = np.where(patients.site == "b", 0, patients.labels).astype(np.int8)
     scored = with_scores(replace(patients, labels=labels), 1.0, 1)
@@ -230,7 +242,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     ]
     comparison = compare(load_runs(folders), num_resamples=20)
     html = render_report(comparison)
-    page, harmless = Page(html), Page(render_report(study(tmp_path / "runs")))
+    page, harmless = Page(html), Page(render_report(study()))
     assert page.tags.count("script") == harmless.tags.count("script") == 3
     assert "img" not in page.tags
     assert page.handlers == []
@@ -279,8 +291,8 @@ def test_a_page_without_any_curve_loads_no_script(tmp_path: Path) -> None:
     assert "no sample has a label" in page.text
 
 
-def test_an_earlier_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    comparison, out = study(tmp_path / "runs"), tmp_path / "deep" / "out"
+def test_an_earlier_report_is_replaced_as_a_whole(study: Study, tmp_path: Path) -> None:
+    comparison, out = study(), tmp_path / "deep" / "out"
     write_report(comparison, out)
     (out / "table.csv").write_text("old")
     write_report(comparison, out)
@@ -289,8 +301,8 @@ def test_an_earlier_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [each.name for each in out.parent.iterdir()] == ["out"]
 
 
-def test_a_failure_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    comparison, out = study(tmp_path / "runs"), tmp_path / "out"
+def test_a_failure_leaves_the_earlier_report(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison, out = study(), tmp_path / "out"
     write_report(comparison, out)
     before = {each.name: each.read_bytes() for each in out.iterdir()}
 
@@ -303,8 +315,8 @@ def test_a_failure_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest
     assert {each.name: each.read_bytes() for each in out.iterdir()} == before
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    comparison = study(tmp_path / "runs")
+def test_a_folder_of_something_else_is_left_alone(study: Study, tmp_path: Path) -> None:
+    comparison = study()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.csv").write_text("mine")
     with pytest.raises(ValueError, match=r"found table\.csv; choose another --out"):
@@ -315,8 +327,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         write_report(comparison, tmp_path / "file")
 
 
-def test_curves_show_pooled_lines_thick_and_sites_thin(tmp_path: Path) -> None:
-    comparison = study(tmp_path / "runs")
+def test_curves_show_pooled_lines_thick_and_sites_thin(study: Study) -> None:
+    comparison = study()
     monitor, _, train = curves(comparison)
     by_name = {trace["name"]: trace for trace in monitor.traces}
     assert by_name["centralized"]["meta"]["main"]
