@@ -18,6 +18,7 @@ KIND_WORDS = {
     "federated": "trained across the sites, patients stay where they are",
     "local": "trained at one site alone",
     "alone": "every site with the model it trained alone",
+    "evaluated": "a finished model, scored as it is",
 }
 SPLIT_WORDS = {"test": "test", "val": "validation", "train": "training"}
 CAUTION = (
@@ -85,13 +86,16 @@ def title(comparison: Comparison) -> str:
     """The task and which ways of training are compared."""
     kinds = {model.kind for model in comparison.models}
     named = [kind for kind in ("federated", "centralized", "local") if kind in kinds]
-    return f"{TASK_TITLES[comparison.task]}: {_listed(named)} training"
+    return f"{TASK_TITLES[comparison.task]}: {f'{_listed(named)} training' if named else 'finished models'}"
 
 
 def lead(comparison: Comparison) -> str:
     """Whom the models are scored on."""
     pooled, *sites = comparison.columns
-    unseen = ", whom none of them was trained on" if comparison.split == "test" and not comparison.num_leaked else ""
+    # Whom a model learned from that comes from elsewhere is not known here.
+    is_known = not any(model.kind == "evaluated" for model in comparison.models)
+    is_unseen = comparison.split == "test" and not comparison.num_leaked and is_known
+    unseen = ", whom none of them was trained on" if is_unseen else ""
     who = f"{SPLIT_WORDS[comparison.split]} patients{unseen}: {in_words(comparison.task, pooled)}"
     where = f"{len(sites)} site{'' if len(sites) == 1 else 's'}"
     return f"Every model is scored on the same {who} of {where} ({', '.join(classes(comparison.task, pooled))})."
@@ -101,7 +105,7 @@ def findings(comparison: Comparison) -> list[tuple[str, str]]:
     """The first metric on the pooled samples, for every way of training that has one model: (model, sentence)."""
     metric = comparison.metrics[0]
     found = []
-    for kind in ("centralized", "federated", "alone"):
+    for kind in ("centralized", "federated", "alone", "evaluated"):
         models = [model for model in comparison.models if model.kind == kind]
         if len(models) == 1:
             cell = comparison.cells[metric, models[0].label, POOLED]
@@ -119,7 +123,9 @@ def classes(task: Task, column: Column) -> list[str]:
 
 
 def about(model: Model, num_sites: int) -> str:
-    """How a model was trained."""
+    """How a model was trained, as far as it is known."""
+    if not model.trained_on:
+        return KIND_WORDS[model.kind]
     if model.kind != "local" and len(model.trained_on) == num_sites:
         return KIND_WORDS[model.kind]
     return f"{KIND_WORDS[model.kind]}: {', '.join(model.trained_on)}"
@@ -137,7 +143,8 @@ def duration(seconds: float) -> str:
 
 def undefined_resamples(comparison: Comparison) -> list[str]:
     """A sentence on the resamples that some intervals had to leave out; none where none had."""
-    shown = [cell for (metric, _, _), cell in comparison.cells.items() if metric in comparison.metrics]
+    metrics = set(comparison.metrics) - set(EQUAL_TO_ACCURACY)
+    shown = [cell for (metric, _, _), cell in comparison.cells.items() if metric in metrics]
     counts = [cell.interval.num_undefined for cell in shown if cell.interval.low is not None]
     if not any(counts):
         return []
