@@ -1,5 +1,6 @@
 """What a model says of one stay as its radiographs arrive, and where on them it looks."""
 
+from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -8,8 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 
+from client.cohort import Cohort
 from client.dataset import DataError, Inputs, Sample, SampleSet
-from client.records import SiteRecords
+from client.records import SiteRecords, SiteSpec
 from client.training import predict
 from dipro_model import ClassWeights, DiPro, collate
 from dipro_model.vocabulary import SPLITS, Task
@@ -55,16 +57,32 @@ class StayScores:
     """By dicom_id; the first image of a sample has none, nor has any where the model reads no radiographs."""
 
 
-def most_images(site: SiteRecords, task: Task, split: str) -> int:
-    """The stay of the split with the most images in its samples; ties by stay_id. Raises DataError where none has."""
-    counts: dict[int, int] = {}
-    for sample in SampleSet([site], task, split).samples:
-        stay = sample.stay.stay_id
-        frames = sample.frames.stop - sample.frames.start
-        counts[stay] = counts.get(stay, 0) + (1 if task is Task.DISEASE_PROGRESSION else frames)
+def choose_stay(cohort: Cohort, task: Task, split: str) -> int:
+    """The stay with the most images (or pairs, for progression) in its samples of a split; ties by stay_id.
+
+    Raises DataError where the split has no sample.
+    """
+    if task is Task.DISEASE_PROGRESSION:
+        stays = cohort.stays.loc[cohort.stays["split"] == split, "stay_id"]
+        seen = cohort.pairs.loc[cohort.pairs["stay_id"].isin(stays), "stay_id"]
+    else:
+        samples = cohort.samples_mortality if task is Task.MORTALITY else cohort.samples_length_of_stay
+        stays = samples.loc[samples["split"] == split, "stay_id"]
+        early = cohort.images["hours"] < cohort.windows.stay_image_hours
+        seen = cohort.images.loc[early & cohort.images["stay_id"].isin(stays), "stay_id"]
+    counts = Counter(seen.tolist())
     if not counts:
-        raise DataError(f"{site.name}: no sample for {task} in the {split} split; name a stay with --stay")
+        raise DataError(f"{cohort.path}: no sample for {task} in the {split} split; choose another one with --split")
     return min(counts, key=lambda stay: (-counts[stay], stay))
+
+
+def records_of(cohort: Cohort, stay_id: int, *, crop_pixels: int) -> SiteRecords:
+    """The records of a stay's patient alone, as those of a site named after the cohort's folder."""
+    patient = cohort.stays.loc[cohort.stays["stay_id"] == stay_id, "subject_id"]
+    if patient.empty:
+        raise DataError(f"{cohort.path}: has no stay {stay_id}; choose another one, or leave --stay out")
+    spec = SiteSpec(name=cohort.path.resolve().name, cohort=cohort.path, subjects=(int(patient.iloc[0]),))
+    return SiteRecords(spec, crop_pixels=crop_pixels)
 
 
 def score_stay(model: DiPro, site: SiteRecords, settings: RunSettings, stay_id: int) -> StayScores:

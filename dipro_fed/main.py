@@ -8,16 +8,20 @@ import typer
 
 from dipro_fed.compare import compare
 from dipro_fed.demo import demo
+from dipro_fed.evaluate import evaluate
 from dipro_fed.inspect import inspect
+from dipro_fed.pictures import pictures
+from dipro_fed.predict import predict
 from dipro_fed.prepare import prepare
 from dipro_fed.settings import settings
 from dipro_fed.simulate import simulate
+from dipro_fed.stay import stay
 from dipro_fed.synthesize import synthesize
 from dipro_fed.train import train
 
 app = typer.Typer(
     name="dipro-fed",
-    help="Prepare hospital records, train DiPro on them, centralized or federated, and compare.",
+    help="Prepare hospital records, train DiPro on them, centralized or federated, score, look and compare.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +40,11 @@ app.command()(synthesize)
 app.command()(prepare)
 app.command()(train)
 app.command()(simulate)
+app.command()(evaluate)
+app.command()(predict)
 app.command()(compare)
+app.command()(pictures)
+app.command()(stay)
 app.command()(inspect)
 app.command()(settings)
 app.command()(demo)

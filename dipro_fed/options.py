@@ -1,9 +1,12 @@
 """Options and small helpers that several subcommands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dipro_model.vocabulary import Task
 
 Cohorts = Annotated[list[Path], typer.Argument(help="Prepared cohorts, one a site.", metavar="COHORT...")]
 TaskName = Annotated[str, typer.Option("--task", help="disease_progression, mortality or length_of_stay.")]
@@ -13,6 +16,33 @@ PartitionSeed = Annotated[int, typer.Option("--partition-seed", help="Seed of th
 Config = Annotated[Path | None, typer.Option("--config", help="Settings in YAML; see configs/.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="One setting, KEY=VALUE; may be given again.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the run, instead of the settings'.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(help="A run's folder, a checkpoint of one, or a released checkpoint file.", metavar="CHECKPOINT"),
+]
+OwnTask = Annotated[
+    str | None,
+    typer.Option("--task", help="What a released checkpoint predicts: disease_progression, mortality, length_of_stay."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+
+def require_task(name: str | None) -> "Task | None":
+    """The task of this name. Raises ValueError for a name that none has."""
+    from dipro_model.vocabulary import Task
+
+    if name is not None and name not in list(Task):
+        raise ValueError(f"--task: expected one of {', '.join(Task)}, found {name!r}")
+    return None if name is None else Task(name)
+
+
+def require_split(name: str) -> str:
+    """The name of a split. Raises ValueError for any other."""
+    from dipro_model.vocabulary import SPLITS
+
+    if name not in SPLITS:
+        raise ValueError(f"--split: expected one of {', '.join(SPLITS)}, found {name!r}")
+    return name
 
 
 def require_fresh(folder: Path) -> Path:

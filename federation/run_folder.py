@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 RUN = "run.json"
 HISTORY = "history.jsonl"
 
-KINDS = ("centralized", "local", "federated")
+KINDS = ("centralized", "local", "federated", "evaluated")
 STATUSES = ("running", "finished", "failed")
 STEP_UNITS = ("epoch", "round")
 POOLED = "pooled"
@@ -34,7 +34,8 @@ class RunRecord:
     """What was run and how it ended."""
 
     kind: str
-    """centralized (patients of all sites pooled), local (one site alone) or federated."""
+    """centralized (patients of all sites pooled), local (one site alone) or federated; evaluated: a finished model,
+    scored on one split without training."""
     name: str
     """What a reader calls the model."""
     task: Task
@@ -44,7 +45,7 @@ class RunRecord:
     sites: tuple[str, ...]
     """Sites whose patients the model is scored on, in order."""
     trained_on: tuple[str, ...]
-    """Sites whose patients it learned from."""
+    """Sites whose patients it learned from; of an evaluated model those that are known, perhaps none."""
     settings: Mapping[str, Any]
     """Every setting of the run, as JSON objects in each other."""
     status: str
@@ -68,7 +69,8 @@ class RunRecord:
                 raise RunError(f"`{name}`: expected one of {', '.join(allowed)}, found {value!r}")
         if not self.sites or len(set(self.sites)) < len(self.sites) or {POOLED, ""} & set(self.sites):
             raise RunError(f"`sites`: expected different names, none empty or {POOLED!r}, found {list(self.sites)}")
-        if not self.trained_on or not set(self.trained_on) <= set(self.sites):
+        known_here = bool(self.trained_on) and set(self.trained_on) <= set(self.sites)
+        if self.kind != "evaluated" and not known_here:
             raise RunError(f"`trained_on`: expected some of {list(self.sites)}, found {list(self.trained_on)}")
 
 

@@ -16,7 +16,7 @@ from client.predictions import Predictions
 from dipro_model.curves import Reliability, reliability_curve
 from dipro_model.metrics import METRICS, Interval, Metric, bootstrap, metric_names, score
 from dipro_model.vocabulary import TASK_CLASSES, Task
-from federation.run_folder import POOLED
+from federation.run_folder import POOLED, RunError
 from simulation.runs import Run
 
 ALONE = "each site alone, on its own patients"
@@ -28,7 +28,7 @@ class Model:
 
     label: str
     kind: str
-    """centralized, federated, local, or alone (the union of all sites' own models on their own patients)."""
+    """centralized, federated, local, evaluated, or alone (the union of all sites' own models on their own patients)."""
     trained_on: tuple[str, ...]
     run: str
     """Folder of the run; empty for the union."""
@@ -93,9 +93,10 @@ def compare(
     """Score the models of `load_runs` on one split.
 
     Within a column every model is resampled with the same draws of patients, so that their intervals differ by the
-    models alone.
+    models alone. Raises RunError where a model was evaluated on another split.
     """
     task, sites = runs[0].record.task, runs[0].record.sites
+    _require_split(runs, split)
     scored = {_model(run): _of_split(run.predictions, split) for run in runs}
     together, notes = _each_site_alone(runs, sites)
     if together is not None:
@@ -127,6 +128,16 @@ def compare(
         num_leaked=num_leaked,
         notes=tuple(notes),
     )
+
+
+def _require_split(runs: Sequence[Run], split: str) -> None:
+    for run in runs:
+        if split not in run.splits:
+            found = ", ".join(sorted(run.splits))
+            raise RunError(
+                f"{run.path}: expected scores of the {split} split, found those of {found} alone; evaluate the model "
+                f"with --split {split} too, or compare with --split {found}"
+            )
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:

@@ -182,7 +182,7 @@ def _run(run: Run) -> dict[str, Any]:
     return {
         "label": run.label,
         "kind": record.kind,
-        "trained_on": ", ".join(record.trained_on),
+        "trained_on": ", ".join(record.trained_on) or "not known",
         "seed": record.seed,
         "chosen": "–" if record.best_step is None else f"{record.step_unit} {record.best_step}",
         "time": words.duration(record.seconds),

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from client.predictions import Predictions, read_predictions
+from dipro_model.vocabulary import SPLITS
 from federation.run_folder import Measurement, RunError, RunRecord, read_history, read_run
 
-KIND_ORDER = ("centralized", "federated", "local")
+KIND_ORDER = ("centralized", "federated", "local", "evaluated")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,14 +24,20 @@ class Run:
     record: RunRecord
     history: list[Measurement]
     predictions: Predictions
-    """Scores of the chosen model at every site, all splits; rows sorted by site and sample."""
+    """Scores of the chosen model at every site, all splits, or the one evaluated; rows sorted by site and sample."""
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that the model was to be scored on."""
+        return set(self.predictions.split) if self.record.kind == "evaluated" else set(SPLITS)
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read finished runs of one task on one set of samples; centralized first, then federated, then local.
+    """Read finished runs of one task on one set of samples; centralized, federated, local and evaluated, in this order.
 
     Raises RunError (or PredictionsError) for a folder that is no run, a run that has not finished, and runs that do
-    not agree on task, samples, splits or labels: their numbers would not be about the same patients.
+    not agree on task, sites, or on samples, patients and labels in the splits that both were scored on: their numbers
+    would not be about the same patients.
     """
     folders = [Path(path) for path in paths]
     if not folders:
@@ -104,7 +111,8 @@ def _require_same_samples(first: Run, other: Run) -> None:
 
 def _differences(first: Run, other: Run) -> list[str]:
     """What differs between the samples of two runs, in words with counts."""
-    left, right = _by_sample(first.predictions), _by_sample(other.predictions)
+    shared = first.splits & other.splits
+    left, right = _by_sample(first.predictions, shared), _by_sample(other.predictions, shared)
     both = left.keys() & right.keys()
     counts = {
         "samples are only in the first": len(left) - len(both),
@@ -120,7 +128,8 @@ def _differences(first: Run, other: Run) -> list[str]:
     return words
 
 
-def _by_sample(predictions: Predictions) -> dict[tuple[str, str], tuple[str, int, bytes]]:
+def _by_sample(predictions: Predictions, splits: set[str]) -> dict[tuple[str, str], tuple[str, int, bytes]]:
+    predictions = predictions.select(np.isin(predictions.split.astype(str), sorted(splits)))
     keys = zip(predictions.site.tolist(), predictions.sample_id.tolist(), strict=True)
     facts = zip(
         predictions.split.tolist(),

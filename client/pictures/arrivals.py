@@ -55,7 +55,6 @@ def _draw_classes(axis: Axes, scores: StayScores, until: float) -> None:
     _stack(axis, Task.LENGTH_OF_STAY, whole.probabilities[0], 1.01 * until, 1.06 * until)
     _name_window(axis, until)
     axis.set_ylabel("probability of\neach class", rotation=0, ha="right", va="center", fontsize=9)
-    _add_legend(axis, Task.LENGTH_OF_STAY)
 
 
 def _draw_progression(axes: Sequence[Axes], scores: StayScores) -> None:
@@ -66,7 +65,6 @@ def _draw_progression(axes: Sequence[Axes], scores: StayScores) -> None:
                 _outline(axis, word, k)
         axis.set_ylabel(disease, rotation=0, ha="right", va="center", fontsize=8)
         axis.set_yticks([0, 1])
-    _add_legend(axes[0], scores.task)
 
 
 def _name_window(axis: Axes, until: float) -> None:
@@ -95,7 +93,7 @@ def _outline(axis: Axes, word: Word, disease: int) -> None:
     axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor="black", linewidth=1.5, zorder=3))
 
 
-def _add_legend(axis: Axes, task: Task) -> None:
-    names = [TASK_CLASSES[task][place] for place in reversed(_STACK[task])]
-    handles = [Patch(facecolor=CLASS_COLORS[task][name], label=name) for name in names]
-    axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.1), fontsize=8, frameon=False)
+def class_handles(task: Task) -> list[Patch]:
+    """A legend's entries for stacked classes, from the top of a stack to its bottom; none for a single risk."""
+    names = [TASK_CLASSES[task][place] for place in reversed(_STACK.get(task, ()))]
+    return [Patch(facecolor=CLASS_COLORS[task][name], label=name) for name in names]

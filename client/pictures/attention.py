@@ -40,8 +40,9 @@ def draw_attention(models: Mapping[str, Predictions], out: Path, *, title: str) 
 
     Raises ValueError where no sample of a model carries attention: it reads no radiographs.
     """
-    figure = Figure(figsize=(9.6, 7.8), layout="constrained")
-    axes = figure.add_subplot(projection="polar")
+    figure = Figure(figsize=(9.6, 8.4))
+    # The layout engine does not see how far the labels around a circle reach.
+    axes = figure.add_axes((0.16, 0.17, 0.6, 0.6857), projection="polar")
     assert isinstance(axes, PolarAxes)
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
@@ -62,7 +63,7 @@ def draw_attention(models: Mapping[str, Predictions], out: Path, *, title: str) 
             linewidth=1.6,
             marker="o",
             markersize=3.5,
-            label=name,
+            label=f"{name}\n{_count(predictions)}",
         )
         highest = max(highest, float(high.max()))
     axes.set_ylim(0, 1.08 * highest)
@@ -77,9 +78,9 @@ def draw_attention(models: Mapping[str, Predictions], out: Path, *, title: str) 
         label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     axes.grid(color="0.87")
     axes.spines["polar"].set_color("0.7")
-    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False)
+    figure.legend(loc="upper right", fontsize=8.5, frameon=False)
     add_title(figure, title)
-    add_caption(figure, _caption(models))
+    add_caption(figure, _CAPTION)
     return save(figure, out)
 
 
@@ -120,14 +121,13 @@ def _closed_angles(angles: Float[np.ndarray, " region"]) -> Float[np.ndarray, " 
     return np.append(angles, 2 * np.pi)
 
 
-def _caption(models: Mapping[str, Predictions]) -> str:
-    counts = "; ".join(
-        f"{name}: {len(own)} samples of {len(np.unique(own.patients))} patients" for name, own in models.items()
-    )
-    return (
-        "Share of each region in the attention that the class tokens give to all regions: mean over heads, layers, "
-        "outputs and pairs of a sample, then over samples. Shares sum to 100 %; the dashed circle is what a model "
-        f"without preference would give. Bands: 95 % bootstrap intervals over patients. {counts}.\n"
-        "Attention says what is mixed in, not what a prediction rests on. Regions lie as on a radiograph: the "
-        "patient's left is on the right."
-    )
+def _count(predictions: Predictions) -> str:
+    return f"{len(predictions)} samples of {len(np.unique(predictions.patients))} patients"
+
+
+_CAPTION = (
+    "Share of each region in the attention that the class tokens give to all regions: mean over heads, layers, outputs "
+    "and pairs of a sample, then over samples. Shares sum to 100 %; the dashed circle is what a model without "
+    "preference would give. Bands: 95 % bootstrap intervals over patients. Attention says what is mixed in, not what a "
+    "prediction rests on. Regions lie as on a radiograph: the patient's left is on the right."
+)

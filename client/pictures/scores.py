@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import DrawStyleType
 
 from client.pictures.bands import GRID, NUM_RESAMPLES, Band, OneClass, precision_recall_band, roc_band, wilson
 from client.pictures.style import CLASS_COLORS, COLORS, GRAY, add_caption, add_title, plain, save, say_instead
@@ -124,16 +125,18 @@ def _draw_precision_recall(axes: Axes, lines: list[Line]) -> None:
             guessing = curve.num_positive / curve.num_samples
             axes.axhline(guessing, color=line.color, linewidth=0.8, linestyle="--", alpha=0.7)
             area = _area(curve, line.precision_recall_band, trapezoid=line.trapezoid)
-            _draw_curve(axes, line, curve, line.precision_recall_band, area)
+            # Steps as the average precision sums them: the height is that of the right end.
+            style: DrawStyleType = "default" if line.trapezoid else "steps-pre"
+            _draw_curve(axes, line, curve, line.precision_recall_band, area, style)
     _finish(axes, lines, "recall", "precision")
     # Where the class is rare the lower left is free, where it is frequent the curve stays above.
     common = max((line.precision_recall.num_positive / max(line.roc.num_samples, 1) for line in lines), default=0.0)
     _add_legend(axes, "AUPRC", at_right=False, at_top=common < _RARE)
 
 
-def _draw_curve(axes: Axes, line: Line, curve: Curve, band: Band, area: str) -> None:
+def _draw_curve(axes: Axes, line: Line, curve: Curve, band: Band, area: str, style: DrawStyleType = "default") -> None:
     axes.fill_between(GRID, band.low, band.high, color=line.color, alpha=0.13, linewidth=0)
-    axes.plot(curve.x, curve.y, color=line.color, linewidth=1.5, label=f"{line.name}  {area}")
+    axes.plot(curve.x, curve.y, color=line.color, linewidth=1.5, drawstyle=style, label=f"{line.name}  {area}")
 
 
 def _area(curve: Curve, band: Band, *, trapezoid: bool) -> str:

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.ticker import MultipleLocator
 
 from client.cohort import Cohort
-from client.pictures.arrivals import draw_words
+from client.pictures.arrivals import class_handles, draw_words
 from client.pictures.ehr import CURVES, draw_curves
 from client.pictures.radiograph import read_radiograph
 from client.pictures.style import GRAY, add_caption, save
@@ -38,7 +38,7 @@ def draw_stay(cohort: Cohort, scores: StayScores, out: Path) -> Path:
     num_images = len(scores.images)
     columns = min(num_images, _COLUMNS)
     num_rows = -(-num_images // columns)
-    image_height = num_rows * (min(3.3, 0.95 * _WIDTH / columns) + 0.45)
+    image_height = num_rows * (min(3.3, 0.95 * _WIDTH / columns) + 0.3)
     num_panels = 7 if scores.task is Task.DISEASE_PROGRESSION else 1
     time_height = 0.4 + (0.55 * num_panels if num_panels > 1 else 2.0) + 0.62 * len(CURVES) + 0.6
     figure = Figure(figsize=(_WIDTH, image_height + time_height + 1.3), layout="constrained")
@@ -107,16 +107,29 @@ def _draw_time(block: SubFigure, cohort: Cohort, scores: StayScores, num_panels:
     end = until if is_pairs else 1.07 * window
     for axis in axes:
         axis.set_xlim(0, end)
-    _number_images(axes[0], hours, end)
+    _number_images(block, axes[0], axes[1], hours, end)
+    handles = class_handles(scores.task)
+    if handles:
+        block.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8, frameon=False)
 
 
-def _number_images(axes: Axes, hours: Sequence[float], end: float) -> None:
+def _number_images(block: SubFigure, axes: Axes, below: Axes, hours: Sequence[float], end: float) -> None:
     """The images' numbers, apart from each other, with lines to where they were taken."""
     axes.set_axis_off()
     axes.set_ylim(0, 1)
     for number, (place, hour) in enumerate(zip(spread(hours, _GAP * end, end), hours, strict=True), start=1):
-        axes.plot([place, place, hour, hour], [0.5, 0.35, 0, -0.4], color=GRAY, linewidth=0.8, clip_on=False)
-        axes.text(place, 0.55, str(number), ha="center", va="bottom", fontsize=9)
+        axes.text(place, 0.5, str(number), ha="center", va="bottom", fontsize=9)
+        line = ConnectionPatch(
+            xyA=(place, 0.4),
+            coordsA=axes.transData,
+            xyB=(hour, 1),
+            coordsB=below.get_xaxis_transform(),
+            axesA=axes,
+            axesB=below,
+            color=GRAY,
+            linewidth=0.8,
+        )
+        block.add_artist(line)
 
 
 def spread(values: Sequence[float], gap: float, end: float) -> list[float]:

@@ -1,5 +1,6 @@
 """What all pictures share: colours that colour-blind people tell apart, captions, and saving whole or not at all."""
 
+import io
 import textwrap
 from collections.abc import Iterator
 from itertools import cycle, islice
@@ -11,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from dipro_model.vocabulary import PROGRESSIONS, TASK_CLASSES, Task
+from federation.files import write_whole
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito, Color Universal Design (2008), without the yellow, which is too light for a line."""
@@ -76,8 +78,7 @@ def say_instead(axes: Axes, text: str) -> None:
 
 def save(figure: Figure, out: Path) -> Path:
     """Write the picture as PNG: it is whole or not there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
-    figure.savefig(partial, dpi=_DPI, format="png")
-    partial.replace(out)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, format="png")
+    write_whole(out, buffer.getbuffer())
     return out

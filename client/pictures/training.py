@@ -56,12 +56,12 @@ def draw_training(record: RunRecord, history: Sequence[Measurement], out: Path) 
 
 
 def _panels(record: RunRecord, history: Sequence[Measurement]) -> list[tuple[str, Value]]:
-    """Title and value of every panel that has a value at some step."""
+    """Title and value of every panel that has a value other than 0 at some step; a term that is off is 0 throughout."""
     terms = [*TERMS, *sorted({name for each in history for name in each.parts} - set(TERMS))]
     planned: list[tuple[str, Value]] = [("objective", lambda each: each.loss)]
     planned += [(TERMS.get(name, name), lambda each, name=name: each.parts.get(name)) for name in terms]
     planned.append((f"{record.monitor} (higher is better)", lambda each: each.metrics.get(record.monitor)))
-    return [(title, value) for title, value in planned if any(value(each) is not None for each in history)]
+    return [(title, value) for title, value in planned if any(value(each) for each in history)]
 
 
 def _draw_panel(axes: Axes, title: str, value: Value, record: RunRecord, history: Sequence[Measurement]) -> None:

@@ -1,0 +1,90 @@
+"""The pictures of finished runs: each one's training and scores, and where all of them look."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from client.pictures.attention import draw_attention
+from client.pictures.scores import draw_scores
+from client.pictures.training import draw_training
+from client.predictions import Predictions
+from dipro_model.vocabulary import Task
+from federation.run_folder import RunError, RunRecord
+from simulation.runs import Run, load_runs
+
+TASK_WORDS = {
+    Task.DISEASE_PROGRESSION: "disease progression",
+    Task.MORTALITY: "death in hospital",
+    Task.LENGTH_OF_STAY: "length of stay",
+}
+
+
+def draw_runs(folders: Sequence[Path], out: Path, *, split: str) -> list[Path]:
+    """Draw every run's training and its scores on a split, and the attention of all; the files that were written.
+
+    Runs may be of different tasks and cohorts. Raises RunError where a run has no scores of the split.
+    """
+    runs = [load_runs([folder])[0] for folder in folders]
+    labels = _labels(runs)
+    written = []
+    for label, run in zip(labels, runs, strict=True):
+        if run.history:
+            written.append(draw_training(run.record, run.history, out / f"{_file_name(label)}-training.png"))
+        own = _of_split(run, split)
+        written.append(draw_scores(own, out / f"{_file_name(label)}-scores.png", title=_title(run)))
+    written += _draw_attention(dict(zip(labels, runs, strict=True)), out, split)
+    return written
+
+
+def draw_run(run: Run, out: Path, *, split: str) -> list[Path]:
+    """Draw one run's scores on a split, and where it looks; the files that were written."""
+    written = [draw_scores(_of_split(run, split), out / "scores.png", title=_title(run))]
+    return written + _draw_attention({run.label: run}, out, split)
+
+
+def _draw_attention(runs: dict[str, Run], out: Path, split: str) -> list[Path]:
+    """One line for each model that looks at radiographs; no picture where none does."""
+    looking = {label: _of_split(run, split) for label, run in runs.items()}
+    looking = {label: own for label, own in looking.items() if own.attention.any()}
+    if not looking:
+        return []
+    tasks = {own.task for own in looking.values()}
+    title = "Attention to each region" + (f": {TASK_WORDS[tasks.pop()]}" if len(tasks) == 1 else ", by task")
+    return [draw_attention(looking, out / "attention.png", title=title)]
+
+
+def _of_split(run: Run, split: str) -> Predictions:
+    own = run.predictions.select(np.array(run.predictions.split == split))
+    if not len(own):
+        found = ", ".join(dict.fromkeys(run.predictions.split.tolist()))
+        raise RunError(
+            f"{run.path}: expected scores of the {split} split, found those of {found}; choose it with --split"
+        )
+    return own
+
+
+def _title(run: Run) -> str:
+    seed = "" if run.record.kind == "evaluated" else f" (seed {run.record.seed})"
+    return f"{run.record.name}{seed}: {TASK_WORDS[run.record.task]}"
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The shortest words that tell all runs apart: their names, with the task, with the seed, or their folders."""
+    records = [run.record for run in runs]
+    forms: tuple[Callable[[RunRecord], str], ...] = (
+        lambda record: record.name,
+        lambda record: f"{record.name}, {TASK_WORDS[record.task]}",
+        lambda record: f"{record.name}, {TASK_WORDS[record.task]}, seed {record.seed}",
+    )
+    for form in forms:
+        labels = [form(record) for record in records]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(run.path) for run in runs]
+
+
+def _file_name(label: str) -> str:
+    """The label as a name of a file: no character leads out of the folder."""
+    return quote(label.replace(", ", "-").replace(" ", "_"), safe="")
