@@ -79,6 +79,12 @@ class SampleSet(Dataset[Stay]):
             region_progression=torch.from_numpy(regions.astype(np.int64)),
         )
 
+    def load(self) -> None:
+        """Bring into memory what samples are cut from, before processes that read ahead are forked."""
+        if self.inputs.radiographs:
+            for name in self.sites.keys() - self.inputs.features.keys():
+                self.sites[name].load_crops()
+
     def _images(self, site: str, rows: np.ndarray) -> torch.Tensor:
         if not self.inputs.radiographs:
             return torch.zeros(len(rows), len(REGIONS), 0)

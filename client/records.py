@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -82,26 +83,28 @@ class SiteRecords:
         self.regions: np.ndarray = cohort.regions
         """uint8 [image, region, 224, 224] of the whole cohort, memory-mapped."""
         self.regions_sha256: str = cohort.manifest["files"][REGION_FILE]["sha256"]
-        self._row_of: dict[int, int] = {}
-        self._small: torch.Tensor | None = None
-        if crop_pixels != REGION_PIXELS:
-            self._downsample(crop_pixels)
 
     def crops(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
         """uint8 [frame, region, 1, height, width] of these rows of the cohort's regions."""
-        if self._small is None:
+        if self.crop_pixels == REGION_PIXELS:
             return torch.from_numpy(np.asarray(self.regions[rows])).unsqueeze(2)
-        return self._small[[self._row_of[int(row)] for row in rows]].unsqueeze(2)
+        place_of, small = self._small_crops
+        return small[[place_of[int(row)] for row in rows]].unsqueeze(2)
 
-    def _downsample(self, crop_pixels: int) -> None:
-        """Average the crops down once and keep them: small crops of a whole site fit in memory."""
+    def load_crops(self) -> None:
+        """Bring small crops into memory now; otherwise the first `crops` does, in whichever process it runs."""
+        if self.crop_pixels != REGION_PIXELS:
+            _ = self._small_crops
+
+    @cached_property
+    def _small_crops(self) -> tuple[dict[int, int], torch.Tensor]:
+        """Crops averaged down, once: a whole site fits in memory; and where among them each row of the regions lies."""
         rows = np.unique(np.concatenate([stay.image_rows for stay in self.stays.values()]))
-        self._row_of = {int(row): place for place, row in enumerate(rows)}
-        small = torch.empty(len(rows), len(REGIONS), crop_pixels, crop_pixels, dtype=torch.uint8)
+        small = torch.empty(len(rows), len(REGIONS), self.crop_pixels, self.crop_pixels, dtype=torch.uint8)
         for start in range(0, len(rows), _IMAGES_AT_ONCE):
             part = slice(start, start + _IMAGES_AT_ONCE)
-            small[part] = shrink(self.regions[rows[part]], crop_pixels)
-        self._small = small
+            small[part] = shrink(self.regions[rows[part]], self.crop_pixels)
+        return {int(row): place for place, row in enumerate(rows)}, small
 
 
 def shrink(regions: np.ndarray, crop_pixels: int) -> torch.Tensor:

@@ -208,6 +208,7 @@ def _shuffled(size: int, seed: int) -> list[int]:
 def _loader(
     samples: SampleSet, settings: RunSettings, order: Sequence[int] | None, device: torch.device
 ) -> DataLoader[Batch]:
+    samples.load()
     loader = DataLoader(
         samples,
         batch_size=settings.training.samples_per_batch(settings.task),
