@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -81,29 +82,38 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; a crash at any moment leaves the file that was there before.
 
-    It is put together in memory first, about three times the model's size with AdamW's state, so that its size and
-    checksum are known before the first byte is written. Raises StorageError where the disk does not take it.
+    It is put together in memory first, so that its size and checksum are known before the first byte is written; with
+    AdamW's state that takes six times the model's size for a moment. Raises StorageError where the disk is full.
     """
     content = {
         "config": model.config.to_dict(),
-        "settings": dict(settings),
+        "settings": settings,
         "step": step,
-        "state_dict": {name: _canonical(tensor) for name, tensor in model.state_dict().items()},
+        "state_dict": model.state_dict(),
         "progress": None
         if progress is None
         else {each.name: getattr(progress, each.name) for each in fields(progress)},
     }
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_canonical(content), buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.seek(0, io.SEEK_END)
     buffer.write(_SEAL.format(version=CHECKPOINT_VERSION, digest=digest).encode())
     write_whole(path, buffer.getbuffer())
 
 
-def _canonical(tensor: Tensor) -> Tensor:
-    """A copy on the CPU in the usual memory order, so that a file's bytes do not depend on the order in training."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+def _canonical(value: Any) -> Any:
+    """The same content in one form, so that equal checkpoints are equal files, however their runs came so far.
+
+    Tensors are copied to the CPU in the usual memory order; equal texts become one, which a pickle writes once.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_canonical(each) for each in value)
+    return sys.intern(value) if type(value) is str else value
 
 
 def load_checkpoint(path: Path | str, *, task: Task | None = None) -> tuple[DiPro, int]:

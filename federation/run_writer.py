@@ -78,7 +78,7 @@ class RunWriter:
                 self._go_on(earlier)
             self._write()
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def keep(
@@ -126,7 +126,7 @@ class RunWriter:
         self._note(results=results)
         self.record = replace(self.record, status="finished")
         self._write()
-        self._lock.close()
+        self.close()
 
     def fail(self, error: BaseException) -> None:
         """Close the run with the reason of its end; on a full disk run.json keeps saying that it is running."""
@@ -134,6 +134,10 @@ class RunWriter:
         self.record = replace(self.record, status="failed")
         with suppress(StorageError):  # the error that ended the run is the one to be seen
             self._write()
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes into the folder, the run as it is; finish and fail do it themselves."""
         self._lock.close()
 
     def _go_on(self, earlier: EarlierRun) -> None:

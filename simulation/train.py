@@ -189,6 +189,11 @@ def _restore(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint | None) ->
         return 0, None
     state = checkpoint.progress.training
     optimizer.load_state_dict(state["optimizer"])
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                # Fused optimizers go through parameter and state in the order of memory, which must be the same.
+                values[name] = torch.empty_like(parameter).copy_(value)
     return checkpoint.step, Position(**state["position"]) if state["position"] else None
 
 
