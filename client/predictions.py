@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int8, Int64, Shaped
 
 from dipro_model.metrics import output_shape
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, REGIONS, SPLITS, TASK_CLASSES, Task
+from federation.files import write_whole
 
 FOLDER = "predictions"
 
@@ -96,10 +97,9 @@ def write_predictions(run: Path, site: str, predictions: Predictions) -> Path:
     """Write the predictions at one site, of all its splits, into the run's folder: the file is whole or not there."""
     path = predictions_path(run, site)
     _check(predictions, site, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(_to_table(predictions), partial)
-    partial.replace(path)
+    content = pa.BufferOutputStream()
+    pq.write_table(_to_table(predictions), content)
+    write_whole(path, memoryview(content.getvalue()))
     return path
 
 
