@@ -65,7 +65,7 @@ def draw_attention(models: Mapping[str, Predictions], out: Path, *, title: str) 
             markersize=3.5,
             label=f"{name}\n{_count(predictions)}",
         )
-        highest = max(highest, float(high.max()))
+        highest = max(highest, float(mean.max()), *high[~np.isnan(high)])
     axes.set_ylim(0, 1.08 * highest)
     axes.set_xticks(angles, [textwrap.fill(name, 13) for name in AROUND], fontsize=9)
     for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
@@ -87,10 +87,12 @@ def draw_attention(models: Mapping[str, Predictions], out: Path, *, title: str) 
 def attention_shares(
     predictions: Predictions, name: str = "the model"
 ) -> tuple[Float[np.ndarray, " region"], Float[np.ndarray, " region"], Float[np.ndarray, " region"]]:
-    """Mean share of each region in the attention that a sample gives to regions, with a 95 % interval over patients.
+    """Mean share of each region in the attention that a sample gives to regions, and its 95 % interval over patients.
 
     A sample's attention is the mean over its outputs and pairs; its shares sum to 1, so that every sample counts the
-    same, however much it looks at hours instead. Raises ValueError where no sample carries attention.
+    same, however much it looks at hours instead. A single patient has no interval (NaN).
+
+    Raises ValueError where no sample carries attention.
     """
     weight = predictions.attention.astype(np.float64).mean(axis=1)
     total = weight.sum(axis=1)
@@ -98,6 +100,9 @@ def attention_shares(
     if not seen.any():
         raise ValueError(f"{name}: none of its {len(predictions)} samples carries attention; it reads no radiographs")
     shares = weight[seen] / total[seen, None]
+    if len(np.unique(predictions.patients[seen])) < 2:
+        unknown = np.full(len(REGIONS), np.nan)
+        return shares.mean(axis=0), unknown, unknown
     draws = [
         weights @ shares / weights.sum(axis=1, keepdims=True)
         for weights in resamples(predictions.patients[seen], num_resamples=NUM_RESAMPLES, seed=SEED)

@@ -29,7 +29,10 @@ class OneClass:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Band:
-    """95 % of the resampled patients' curves lie, point by point, between these; NaN where too few have a point."""
+    """95 % of the resampled patients' curves lie, point by point, between these.
+
+    All NaN for a single patient, and where more than half of the resamples lack one of the two classes.
+    """
 
     low: Float[np.ndarray, " grid"]
     high: Float[np.ndarray, " grid"]
@@ -46,7 +49,7 @@ def roc_band(own: OneClass) -> Band:
             # Where x repeats, interp takes the last and highest y.
             curves.append(np.interp(GRID, np.append(0.0, x), np.append(0.0, y)))
         areas.append(weighted.auroc(own.positive, own.scores, weights))
-    return _band(np.array(curves), np.concatenate(areas))
+    return _band(own, np.array(curves), np.concatenate(areas))
 
 
 def precision_recall_band(own: OneClass, *, trapezoid: bool) -> Band:
@@ -66,7 +69,7 @@ def precision_recall_band(own: OneClass, *, trapezoid: bool) -> Band:
             reached = np.searchsorted(recall, GRID - 1e-12)
             curves.append(np.append(y, np.nan)[np.minimum(reached, len(y))])
         areas.append(area(own.positive, own.scores, weights))
-    return _band(np.array(curves), np.concatenate(areas))
+    return _band(own, np.array(curves), np.concatenate(areas))
 
 
 def wilson(share: Float[np.ndarray, " bin"], count: Num[np.ndarray, " bin"]) -> Float[np.ndarray, "2 bin"]:
@@ -91,9 +94,9 @@ def _found_and_called(
     return shares[0], shares[1]
 
 
-def _band(curves: Float[np.ndarray, "resample grid"], areas: Float[np.ndarray, " resample"]) -> Band:
+def _band(own: OneClass, curves: Float[np.ndarray, "resample grid"], areas: Float[np.ndarray, " resample"]) -> Band:
     defined = ~np.isnan(areas)
-    if 2 * defined.sum() < len(areas):
+    if 2 * defined.sum() < len(areas) or len(np.unique(own.patients)) < 2:
         nothing = np.full(len(GRID), np.nan)
         return Band(low=nothing, high=nothing, area=(np.nan, np.nan))
     low, high = np.quantile(curves[defined], _ENDS, axis=0)
