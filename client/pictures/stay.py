@@ -38,7 +38,7 @@ def draw_stay(cohort: Cohort, scores: StayScores, out: Path) -> Path:
     num_images = len(scores.images)
     columns = min(num_images, _COLUMNS)
     num_rows = -(-num_images // columns)
-    image_height = num_rows * (min(3.3, 0.95 * _WIDTH / columns) + 0.3)
+    image_height = num_rows * (min(3.3, 0.95 * _WIDTH / columns) + 0.4)
     num_panels = 7 if scores.task is Task.DISEASE_PROGRESSION else 1
     time_height = 0.4 + (0.55 * num_panels if num_panels > 1 else 2.0) + 0.62 * len(CURVES) + 0.6
     figure = Figure(figsize=(_WIDTH, image_height + time_height + 1.3), layout="constrained")
@@ -78,7 +78,7 @@ def _draw_images(block: SubFigure, cohort: Cohort, scores: StayScores, shape: tu
             colors = scale.to_rgba(glance.shares)[:, :3]
             radiograph.draw_tinted(axes, colors)
             if scores.task is not Task.DISEASE_PROGRESSION:
-                title += f" · attention {100 * glance.of_stay:.0f} %"
+                title += f"\nattention {100 * glance.of_stay:.0f} %"
         axes.set_title(title, fontsize=9, loc="left")
         for region in radiograph.present:
             x1, y1, x2, y2 = radiograph.boxes[region].tolist()
