@@ -77,13 +77,21 @@ def class_weights(samples: SampleSet, settings: RunSettings) -> ClassWeights:
     )
 
 
-def make_optimizer(model: nn.Module, settings: RunSettings) -> torch.optim.Optimizer:
-    """A fresh optimizer over the parameters that are trained."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rate, decay = settings.training.start_rate(settings.task), settings.training.weight_decay
-    if settings.training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+def make_optimizer(model: DiPro, settings: RunSettings) -> torch.optim.Optimizer:
+    """A fresh optimizer over the parameters that are trained; static fusion may learn at a rate of its own."""
+    training = settings.training
+    apart = set(model.static_fusion.parameters())
+    groups = [
+        {
+            "params": [each for each in model.parameters() if each.requires_grad and (each in apart) is is_static],
+            "rate_factor": factor,
+        }
+        for is_static, factor in ((False, 1.0), (True, training.static_fusion_rate))
+    ]
+    rate, decay = training.start_rate(settings.task), training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
 
 
 def learning_rate(settings: RunSettings, epoch: int, num_epochs: int) -> float:
@@ -117,7 +125,7 @@ def train_epoch(
     device = _device_of(model)
     _begin_epoch(model, settings, epoch, samples)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(settings, epoch, num_epochs)
+        group["lr"] = group["rate_factor"] * learning_rate(settings, epoch, num_epochs)
     order = _shuffled(len(samples), _epoch_seed(settings, "order", epoch, samples))
     sums, first, seen = _Sums(), 0, 0
     if start is not None:

@@ -123,6 +123,8 @@ class TrainingSettings(_Settings):
     """AdamW as published, or plain SGD without momentum."""
     learning_rate: Published | Annotated[float, Field(gt=0)] = "published"
     """Rate at the start; the published one is base rate x batch size x accumulated batches."""
+    static_fusion_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Rate of static fusion as a multiple of the others'; above 1, short trainings come to see the demographics."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-7
     """Rate at the end of the cosine, after the last epoch of the run."""
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -56,6 +56,21 @@ def test_the_rate_falls_as_a_cosine() -> None:
     assert learning_rate(small_settings("training.schedule=constant"), 7, 10) == 1e-3
 
 
+def test_static_fusion_learns_at_its_own_rate(site: SiteRecords) -> None:
+    steps = {}
+    for factor in (1.0, 4.0):
+        settings = small_settings(
+            f"training.static_fusion_rate={factor}", "training.optimizer=sgd", "training.batch_size=10"
+        )
+        samples, model = SampleSet([site], Task.MORTALITY, "train"), initial_model(settings)
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        _one_epoch(model, samples, settings, epoch=3)
+        steps[factor] = {name: value.detach() - before[name] for name, value in model.named_parameters()}
+    for name, step in steps[1.0].items():
+        times = 4.0 if name.startswith("static_fusion.") else 1.0
+        torch.testing.assert_close(steps[4.0][name], times * step, rtol=1e-3, atol=1e-7)
+
+
 def test_accumulated_batches_make_the_step_of_one_large_batch(site: SiteRecords) -> None:
     # Without batch statistics, dropout and terms that are means over pairs, three batches of 4, 4 and 2 samples must
     # give the gradient of one batch of ten.
