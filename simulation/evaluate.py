@@ -16,6 +16,7 @@ from dipro_model.vocabulary import SPLITS
 from federation.run_folder import RunRecord, append_history, write_run
 from federation.run_writer import new_record
 from federation.trained import Trained
+from simulation.train import data_digest
 
 
 def predict(
@@ -62,6 +63,7 @@ def evaluate(
         step_unit=trained.run.step_unit if trained.run else "epoch",
         sites=list(scored),
         trained_on=trained.run.trained_on if trained.run else (),
+        cohorts={spec.name: data_digest(spec) for spec in specs},
         checkpoint=str(trained.path),
         checkpoint_sha256=sha256_of(trained.path),
         results={
