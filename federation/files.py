@@ -29,7 +29,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
@@ -47,15 +47,17 @@ def append_whole(path: Path, content: bytes) -> None:
 
     A process that is killed meanwhile may leave a part of the content: whoever reads on must know how far to trust.
     """
-    size = path.stat().st_size if path.exists() else 0
+    size = path.stat().st_size if path.exists() else None
     try:
         with path.open("ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if size is None:
+            _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
-            os.truncate(path, size)
+            os.truncate(path, size or 0)
         raise _not_written(path, len(content), error) from error
 
 
@@ -70,7 +72,7 @@ def lock_folder(folder: Path) -> IO[bytes]:
 
     Raises StorageError where another process holds it. A file system without locks is used with a warning.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     file = (folder / LOCK).open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,6 +84,14 @@ def lock_folder(folder: Path) -> IO[bytes]:
     except OSError as error:
         logger.warning("%s cannot be locked (%s): let no second process train into it", folder, error.strerror)
     return file
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each name on the disk before anything is put into it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,13 +4,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from client.cohort import MANIFEST, REPORT
+from client.cohort import REPORT, open_cohort
 from client.dataset import SampleSet, require_every_split, require_trainable
 from client.features import inputs_of
 from client.predictions import write_predictions
@@ -58,10 +58,6 @@ def train(
     names = [spec.name for spec in specs]
     if only is not None and only not in names:
         raise ValueError(f"--only {only}: expected one of the sites {', '.join(names)}")
-    sites = [SiteRecords(spec, crop_pixels=settings.model.crop_pixels) for spec in specs]
-    require_every_split(sites, settings.task, SPLITS)
-    trained = [site for site in sites if only in (None, site.name)]
-    require_trainable(SampleSet(trained, settings.task, "train"))
     where = choose_device(device)
     asked = new_record(
         settings,
@@ -69,7 +65,7 @@ def train(
         name=name or (f"{only} alone" if only else "centralized"),
         step_unit="epoch",
         sites=names,
-        trained_on=[site.name for site in trained],
+        trained_on=[only] if only else names,
         cohorts={spec.name: data_digest(spec) for spec in specs},
         machine=_machine(where),
     )
@@ -79,15 +75,19 @@ def train(
             raise RunError(f"{folder}: this run is finished; choose another --out to train again")
         tell(f"{folder}: finished before, kept as it is")
         return earlier.record
-    checkpoint = earlier.checkpoint if earlier else None
+    sites = [SiteRecords(spec, crop_pixels=settings.model.crop_pixels) for spec in specs]
+    require_every_split(sites, settings.task, SPLITS)
+    trained = [site for site in sites if only in (None, site.name)]
+    require_trainable(SampleSet(trained, settings.task, "train"))
     if earlier is not None:
         tell(_whence(folder, earlier))
-    model = place(checkpoint.model() if checkpoint else initial_model(settings), where, settings)
-    samples = SampleSet(trained, settings.task, "train", inputs_of(trained, model, settings))
+    learner = _begin(settings, where, earlier.checkpoint if earlier else None)
+    samples = SampleSet(trained, settings.task, "train", inputs_of(trained, learner.model, settings))
     writer = RunWriter(folder, asked, earlier)
+    del earlier  # its checkpoint is as large as the model and the optimizer's state together
     try:
         weights = class_weights(samples, settings).to(where)
-        _train(model, samples, weights, settings, writer, checkpoint, label=only or POOLED, on_epoch=on_epoch)
+        _train(learner, samples, weights, settings, writer, label=only or POOLED, on_epoch=on_epoch)
         writer.finish(_score(writer, sites, weights, settings, where))
     except BaseException as error:
         writer.fail(error)
@@ -97,7 +97,7 @@ def train(
 
 def data_digest(spec: SiteSpec) -> str:
     """SHA-256 over which data a site has: the checksums in its cohort's manifest, its windows and its patients."""
-    manifest = json.loads((spec.cohort / MANIFEST).read_text())
+    manifest = open_cohort(spec.cohort, verify_regions=False).manifest
     files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name != REPORT}
     facts = {"files": files, "windows": manifest["windows"], "subjects": spec.subjects}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -118,36 +118,67 @@ def _whence(folder: Path, earlier: EarlierRun) -> str:
     if earlier.checkpoint is None or earlier.checkpoint.progress is None:
         return f"{folder}: a run ended here before its first checkpoint; it starts again"
     epochs, position = earlier.checkpoint.step, earlier.checkpoint.progress.training["position"]
-    within = f" and {position['num_steps']} steps of epoch {epochs + 1}" if position else ""
-    return f"{folder}: an unfinished run goes on after {epochs} epochs{within}"
+    place = f"in epoch {epochs + 1}, after step {position['num_steps']}" if position else f"after epoch {epochs}"
+    return f"{folder}: an unfinished run goes on {place}"
+
+
+@dataclass(kw_only=True)
+class _Learner:
+    """A model in training, and where it stands."""
+
+    model: DiPro
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    """Finished epochs."""
+    position: Position | None = None
+    """Where in the next epoch; None at its beginning."""
+
+    def state(self, position: Position | None = None) -> dict[str, Any]:
+        """What a checkpoint needs beside the model, in plain values and tensors."""
+        return {"optimizer": self.optimizer.state_dict(), "position": position and asdict(position)}
+
+
+def _begin(settings: RunSettings, device: torch.device, checkpoint: Checkpoint | None) -> _Learner:
+    """A fresh model with its optimizer, or those of a checkpoint, on the device."""
+    model = place(checkpoint.model() if checkpoint else initial_model(settings), device, settings)
+    optimizer = make_optimizer(model, settings)
+    if checkpoint is None or checkpoint.progress is None:
+        return _Learner(model=model, optimizer=optimizer)
+    state = checkpoint.progress.training
+    optimizer.load_state_dict(state["optimizer"])
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                # Fused optimizers go through parameter and state in the order of memory, which must be the same.
+                values[name] = torch.empty_like(parameter).copy_(value)
+    position = Position(**state["position"]) if state["position"] else None
+    return _Learner(model=model, optimizer=optimizer, epoch=checkpoint.step, position=position)
 
 
 def _train(
-    model: DiPro,
+    learner: _Learner,
     samples: SampleSet,
     weights: ClassWeights,
     settings: RunSettings,
     writer: RunWriter,
-    checkpoint: Checkpoint | None,
     *,
     label: str,
     on_epoch: OnEpoch,
 ) -> None:
-    """All epochs that are left; the model holds the checkpoint's weights already."""
-    optimizer, num_epochs = make_optimizer(model, settings), settings.training.epochs
-    epoch, position = _restore(optimizer, checkpoint)
-    while epoch < num_epochs and writer.steps_without_gain(epoch) < settings.training.patience:
-        start, step = time.monotonic(), epoch + 1
+    """All epochs that are left."""
+    model, num_epochs, patience = learner.model, settings.training.epochs, settings.training.patience
+    while learner.epoch < num_epochs and writer.steps_without_gain(learner.epoch) < patience:
+        start, step = time.monotonic(), learner.epoch + 1
         losses = train_epoch(
             model,
             samples,
-            optimizer,
+            learner.optimizer,
             settings,
             weights,
-            epoch=epoch,
+            epoch=learner.epoch,
             num_epochs=num_epochs,
-            start=position,
-            after_step=_Saver(writer, epoch, model, optimizer, settings.training.checkpoint_minutes),
+            start=learner.position,
+            after_step=_Saver(writer, learner, settings.training.checkpoint_minutes),
         )
         trained = SplitResult(num_samples=len(samples), losses=losses, metrics={})
         validated = split_result(*score_splits(model, list(samples.sites.values()), settings, weights, ["val"])[0])
@@ -156,45 +187,23 @@ def _train(
             part.measured(step=step, site=label, split=split, seconds=seconds)
             for split, part in (("train", trained), ("val", validated))
         ]
-        monitor = validated.metrics[writer.record.monitor]
-        writer.keep(step, model, measurements, monitor, _state(optimizer, None))
+        writer.keep(step, model, measurements, validated.metrics[writer.record.monitor], learner.state())
+        learner.epoch, learner.position = step, None
         on_epoch(step, trained, validated)
-        epoch, position = step, None
 
 
 class _Saver:
     """Told after every optimizer step; leaves a checkpoint once some minutes have passed since the last one."""
 
-    def __init__(
-        self, writer: RunWriter, epoch: int, model: DiPro, optimizer: torch.optim.Optimizer, minutes: float
-    ) -> None:
-        self.writer, self.epoch, self.model, self.optimizer = writer, epoch, model, optimizer
+    def __init__(self, writer: RunWriter, learner: _Learner, minutes: float) -> None:
+        self.writer, self.learner = writer, learner
         self.seconds, self.saved = 60 * minutes, time.monotonic()
 
     def __call__(self, position: Position) -> None:
         if time.monotonic() - self.saved < self.seconds:
             return
-        self.writer.keep_unfinished(self.epoch, self.model, _state(self.optimizer, position))
+        self.writer.keep_unfinished(self.learner.epoch, self.learner.model, self.learner.state(position))
         self.saved = time.monotonic()
-
-
-def _state(optimizer: torch.optim.Optimizer, position: Position | None) -> dict[str, Any]:
-    """What training needs to go on, in plain values and tensors."""
-    return {"optimizer": optimizer.state_dict(), "position": position and asdict(position)}
-
-
-def _restore(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint | None) -> tuple[int, Position | None]:
-    """Give the optimizer back its state; the epoch to go on with, counted from 0, and the position in it."""
-    if checkpoint is None or checkpoint.progress is None:
-        return 0, None
-    state = checkpoint.progress.training
-    optimizer.load_state_dict(state["optimizer"])
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if value.shape == parameter.shape:
-                # Fused optimizers go through parameter and state in the order of memory, which must be the same.
-                values[name] = torch.empty_like(parameter).copy_(value)
-    return checkpoint.step, Position(**state["position"]) if state["position"] else None
 
 
 def _score(

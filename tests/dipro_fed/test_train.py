@@ -48,7 +48,7 @@ def test_several_seeds_are_runs_of_their_own_and_a_table(tmp_path: Path, cohort:
 
     result = _train(cohort, out, "--seeds", "5, 7,9")
     assert result.exit_code == 0, result.output
-    assert f"{unfinished}: an unfinished run goes on after 1 epochs" in result.output
+    assert f"{unfinished}: an unfinished run goes on after epoch 1" in result.output
     assert f"{out / 'seed_7'}: finished before, kept as it is" in result.output
     assert (out / "seed_7" / "run.json").read_bytes() == finished
     assert [read_run(out / f"seed_{seed}").seed for seed in (5, 7, 9)] == [5, 7, 9]
