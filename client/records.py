@@ -85,26 +85,38 @@ class SiteRecords:
         self.regions_sha256: str = cohort.manifest["files"][REGION_FILE]["sha256"]
 
     def crops(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """uint8 [frame, region, 1, height, width] of these rows of the cohort's regions."""
-        if self.crop_pixels == REGION_PIXELS:
-            return torch.from_numpy(np.asarray(self.regions[rows])).unsqueeze(2)
-        place_of, small = self._small_crops
-        return small[[place_of[int(row)] for row in rows]].unsqueeze(2)
+        """uint8 [frame, region, 1, height, width] of these rows of the cohort's regions, for reading only.
+
+        Rows that follow one another, as those of a stay do where `dipro-fed prepare` wrote them, are not copied.
+        """
+        crops, place_of = self._crops
+        places = place_of[rows].tolist()
+        first, last = places[0], places[-1]
+        in_order = places == list(range(first, last + 1))
+        return (crops[first : last + 1] if in_order else crops[places]).unsqueeze(2)
 
     def load_crops(self) -> None:
         """Bring small crops into memory now; otherwise the first `crops` does, in whichever process it runs."""
-        if self.crop_pixels != REGION_PIXELS:
-            _ = self._small_crops
+        _ = self._crops
 
     @cached_property
-    def _small_crops(self) -> tuple[dict[int, int], torch.Tensor]:
-        """Crops averaged down, once: a whole site fits in memory; and where among them each row of the regions lies."""
+    def _crops(self) -> tuple[torch.Tensor, np.ndarray]:
+        """Crops as the network sees them, and where among them each row of the regions lies.
+
+        Those of the stored size stay on disk. Smaller ones are averaged once and kept: a whole site fits in memory.
+        """
+        if self.crop_pixels == REGION_PIXELS:
+            # Private pages, which torch takes for writable; a write would never reach the file.
+            regions = np.load(self.path / REGION_FILE, mmap_mode="c")
+            return torch.from_numpy(regions), np.arange(len(regions))
         rows = np.unique(np.concatenate([stay.image_rows for stay in self.stays.values()]))
         small = torch.empty(len(rows), len(REGIONS), self.crop_pixels, self.crop_pixels, dtype=torch.uint8)
         for start in range(0, len(rows), _IMAGES_AT_ONCE):
             part = slice(start, start + _IMAGES_AT_ONCE)
             small[part] = shrink(self.regions[rows[part]], self.crop_pixels)
-        return {int(row): place for place, row in enumerate(rows)}, small
+        place_of = np.full(len(self.regions), -1)
+        place_of[rows] = np.arange(len(rows))
+        return small, place_of
 
 
 def shrink(regions: np.ndarray, crop_pixels: int) -> torch.Tensor:

@@ -151,9 +151,11 @@ def collate(stays: Sequence[Stay]) -> Batch:
 
 
 def _pad(tensors: Sequence[Tensor], *, length: int, fill: int = 0) -> Tensor:
-    padded = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), fill)
+    padded = tensors[0].new_empty((len(tensors), length, *tensors[0].shape[1:]))
     for row, tensor in zip(padded, tensors, strict=True):
         row[: len(tensor)] = tensor
+        if len(tensor) < length:
+            row[len(tensor) :] = fill
     return padded
 
 

@@ -111,6 +111,18 @@ def test_small_crops_are_means_over_squares(folder: Path, site: SiteRecords) -> 
     assert float((reduced.float() - expected).abs().max()) <= 0.5 + 1e-4
 
 
+def test_crops_are_those_of_their_rows_in_any_order(folder: Path, site: SiteRecords) -> None:
+    regions = np.load(folder / "regions.npy")
+    small = SiteRecords(SiteSpec(name="north", cohort=folder), crop_pixels=32)
+    everything = small.crops(range(len(regions)))
+    for rows in ([2, 3, 4], np.array([5]), [4, 3], [0, 2], [7, 7]):
+        np.testing.assert_array_equal(site.crops(rows)[:, :, 0], regions[rows])
+        assert torch.equal(small.crops(rows), everything[list(rows)])
+    site.crops([8, 9])[:] = 0  # nobody should; if somebody does, the cohort on disk stays as it is
+    np.testing.assert_array_equal(np.load(folder / "regions.npy"), regions)
+    site.crops([8, 9])[:] = torch.from_numpy(regions[8:10]).unsqueeze(2)
+
+
 def test_a_site_of_some_patients_sees_only_them(folder: Path) -> None:
     everyone = open_cohort(folder).stays
     chosen = tuple(everyone.subject_id[:5].tolist())
