@@ -27,6 +27,8 @@ def test_help_names_every_subcommand() -> None:
     shown = _dipro_fed("--help").stdout
     for name in ("synthesize", "prepare", "inspect", "train", "simulate", "compare", "settings", "demo"):
         assert name in shown
+    for name in ("evaluate", "predict", "pictures", "stay"):
+        assert name in shown
 
 
 def test_the_page_of_settings_is_current() -> None:
