@@ -71,14 +71,15 @@ def _title(run: Run) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """The shortest words that tell all runs apart: their names, with the task, with the seed, or their folders."""
+    """The shortest words that tell runs and their tasks apart: names, with the task, with the seed, or their folders."""
     records = [run.record for run in runs]
     forms: tuple[Callable[[RunRecord], str], ...] = (
         lambda record: record.name,
         lambda record: f"{record.name}, {TASK_WORDS[record.task]}",
         lambda record: f"{record.name}, {TASK_WORDS[record.task]}, seed {record.seed}",
     )
-    for form in forms:
+    several_tasks = len({record.task for record in records}) > 1
+    for form in forms[several_tasks:]:
         labels = [form(record) for record in records]
         if len(set(labels)) == len(labels):
             return labels
