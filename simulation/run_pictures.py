@@ -71,7 +71,7 @@ def _title(run: Run) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """The shortest words that tell runs and their tasks apart: names, with the task, with the seed, or their folders."""
+    """The shortest words that tell runs and tasks apart: names, with the task, with the seed, or their folders."""
     records = [run.record for run in runs]
     forms: tuple[Callable[[RunRecord], str], ...] = (
         lambda record: record.name,
