@@ -70,6 +70,10 @@ def _assert_same(folder: Path, whole: Path) -> None:
     assert not list(folder.rglob("*.partial"))
 
 
+def _is_finished(folder: Path) -> bool:
+    return (folder / "run.json").is_file() and read_run(folder).status == "finished"
+
+
 def _place(writes: list[str], what: str, which: int) -> int:
     """The number of a write among all."""
     return [number for number, name in enumerate(writes) if name == what][which]
@@ -98,7 +102,8 @@ def test_killed_once(tmp_path: Path, cohorts: list[Path], whole: tuple[Path, lis
 def test_killed_again_and_again(tmp_path: Path, cohorts: list[Path], whole: tuple[Path, list[str]]) -> None:
     """Each process is killed four writes later than the one before, while it recovers or later."""
     folder, kill_at = tmp_path / "run", 2
-    while len(run(folder, cohorts, SETTINGS, kill_at=kill_at)) > kill_at and read_run(folder).status != "finished":
+    while not _is_finished(folder):
+        run(folder, cohorts, SETTINGS, kill_at=kill_at)
         kill_at += 4
     _assert_same(folder, whole[0])
     interruptions = read_run(folder).more["interruptions"]
@@ -129,7 +134,7 @@ def test_the_command_is_killed_by_the_clock(tmp_path: Path, cohorts: list[Path],
 
     last, history = folder / "checkpoints" / "last.pt", folder / "history.jsonl"
     kill_when(last.exists)
-    assert "goes on in epoch 1, after step 1" in kill_when(history.exists)
+    assert "an unfinished run goes on in epoch 1, after step" in kill_when(history.exists)
     process = start()
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
