@@ -151,11 +151,12 @@ def collate(stays: Sequence[Stay]) -> Batch:
 
 
 def _pad(tensors: Sequence[Tensor], *, length: int, fill: int = 0) -> Tensor:
+    if all(len(tensor) == length for tensor in tensors):
+        return torch.stack(list(tensors))
     padded = tensors[0].new_empty((len(tensors), length, *tensors[0].shape[1:]))
     for row, tensor in zip(padded, tensors, strict=True):
         row[: len(tensor)] = tensor
-        if len(tensor) < length:
-            row[len(tensor) :] = fill
+        row[len(tensor) :] = fill
     return padded
 
 
