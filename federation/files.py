@@ -70,13 +70,14 @@ def remove_partials(folder: Path) -> None:
 def lock_folder(folder: Path) -> IO[bytes]:
     """Keep other processes from a folder while the returned file is open; however this process ends, the lock does too.
 
-    Raises StorageError where another process holds it. A file system without locks is used with a warning.
+    The lock is this process's alone: loader processes that outlive it by seconds do not hold it. Raises StorageError
+    where another process holds it. A file system without locks is used with a warning.
     """
     _make_folder(folder)
     file = (folder / LOCK).open("ab")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         file.close()
         raise StorageError(
             f"{folder}: another process is training into this folder; wait until it ends, or choose another one"

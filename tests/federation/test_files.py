@@ -91,12 +91,41 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_whole(tmp_path / "run" / "facts.json", b"new")
 
 
-def test_a_folder_is_locked_while_its_file_is_open(tmp_path: Path) -> None:
-    first = lock_folder(tmp_path)
-    with pytest.raises(StorageError, match="another process is training into this folder"):
-        lock_folder(tmp_path)
-    first.close()
-    lock_folder(tmp_path).close()
+def _try_to_lock(folder: Path) -> None:
+    lock_folder(folder).close()
+
+
+def _exit_code(folder: Path) -> int | None:
+    """Of another process that tries to lock the folder: 0 where it may."""
+    process = multiprocessing.get_context("fork").Process(target=_try_to_lock, args=(folder,))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def test_a_folder_is_locked_while_its_file_is_open(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = lock_folder(tmp_path)
+    assert _exit_code(tmp_path) == 1
+    assert "StorageError" in (said := capfd.readouterr().err)
+    assert "another process is training into this folder; wait until it ends" in said
+    file.close()
+    assert _exit_code(tmp_path) == 0
+
+
+def test_processes_that_outlive_the_one_that_locked_do_not_keep_the_lock(tmp_path: Path) -> None:
+    """As the loader's processes do for some seconds after their parent was killed."""
+    wait, end = os.pipe()
+    training = os.fork()
+    if training == 0:
+        file = lock_folder(tmp_path)  # noqa: F841 (open while this process lives)
+        if os.fork() == 0:
+            os.close(end)
+            os.read(wait, 1)
+        os._exit(0)
+    os.waitpid(training, 0)
+    assert _exit_code(tmp_path) == 0
+    os.close(end)
+    os.close(wait)
 
 
 def test_partial_files_of_killed_processes_go(tmp_path: Path) -> None:

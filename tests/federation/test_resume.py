@@ -1,6 +1,7 @@
 """What a writer leaves can be gone on with by the same run alone, and comes to the state that its checkpoint knows."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,12 +203,16 @@ def test_other_code_threads_or_devices_warn(tmp_path: Path, model: DiPro, caplog
     assert read_run(tmp_path).more["interruptions"] == [{"after_step": 2, "changed": list(earlier.changed)}]
 
 
-def test_only_one_process_trains_in_a_folder(tmp_path: Path, model: DiPro) -> None:
+def test_only_one_process_trains_in_a_folder(tmp_path: Path, model: DiPro, capfd: pytest.CaptureFixture[str]) -> None:
     _two_steps(tmp_path, model)
     earlier = _earlier(tmp_path)
     writer = RunWriter(tmp_path, _asked(), earlier)
-    with pytest.raises(StorageError, match="another process is training into this folder"):
-        RunWriter(tmp_path, _asked(), _earlier(tmp_path))
+    other = multiprocessing.get_context("fork").Process(target=RunWriter, args=(tmp_path, _asked(), _earlier(tmp_path)))
+    other.start()
+    other.join(60)
+    assert other.exitcode == 1
+    assert "StorageError" in (said := capfd.readouterr().err)
+    assert "another process is training into this folder" in said
     writer.fail(KeyboardInterrupt())
     with pytest.raises(RunError, match="another process changed the run in it just now"):
         RunWriter(tmp_path, _asked(), earlier)
