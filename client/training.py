@@ -23,6 +23,11 @@ from federation.seeds import derive_seed
 from federation.settings import RunSettings
 
 
+_LEAST_BF16_PIXELS = 17
+"""At 16 pixels the last stage's convolution of stride 2 sees a single pixel, for which torch 2.13 leaves the bfloat16
+gradient of its weights uninitialised on a CPU."""
+
+
 class TrainingError(ValueError):
     """Training that cannot go on; says at which epoch and step, and what to change."""
 
@@ -172,7 +177,16 @@ def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: Cl
 
 
 def place(model: DiPro, device: torch.device, settings: RunSettings) -> DiPro:
-    """The model on a device, its image network computed as the settings say, in the memory order fastest there."""
+    """The model on a device, its image network computed as the settings say, in the memory order fastest there.
+
+    Raises TrainingError for crops so small that torch's bfloat16 convolutions on a CPU give wrong gradients.
+    """
+    pixels = settings.model.crop_pixels
+    if device.type == "cpu" and settings.training.precision == "bf16" and pixels < _LEAST_BF16_PIXELS:
+        raise TrainingError(
+            f"model.crop_pixels: expected {_LEAST_BF16_PIXELS} or more for training.precision=bf16 on a CPU, found "
+            f"{pixels}; use larger crops, or training.precision=fp32"
+        )
     model.backbone.execute(settings.training.execution())
     # Documented, but torch's annotations lack this form.
     return model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -17,6 +17,7 @@ from client.training import (
     class_weights,
     learning_rate,
     make_optimizer,
+    place,
     predict,
     train_epoch,
 )
@@ -223,3 +224,20 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             choose_device("cuda")
     with pytest.raises(ValueError, match="--device abacus"):
         choose_device("abacus")
+
+
+def test_bfloat16_on_a_cpu_wants_crops_that_torch_computes_rightly() -> None:
+    def placed(*overrides: str) -> DiPro:
+        settings = small_settings("training.precision=bf16", *overrides)
+        return place(initial_model(settings), torch.device("cpu"), settings)
+
+    with pytest.raises(TrainingError, match=r"crop_pixels: expected 17 or more .* found 16"):
+        placed("model.crop_pixels=16")
+    resnet = placed("model.crop_pixels=17").train().backbone
+    crops = torch.randint(0, 256, (12, 1, 17, 17), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    first, again = (
+        torch.autograd.grad(resnet.features(crops[None]).square().sum(), resnet.resnet.layer4[0].conv1.weight)[0]
+        for _ in range(2)
+    )
+    assert first.isfinite().all()
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
