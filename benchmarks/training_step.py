@@ -1,6 +1,6 @@
 """What a training step of the published model costs on a CPU, and what each measure against that cost gives.
 
-    python benchmarks/training_step.py [--repeats 3] [--threads 2] [--memory-only | --time-only]
+    python benchmarks/training_step.py [--cohort COHORT] [--repeats 3] [--threads 2] [--memory-only | --time-only]
 
 The plain form computes in float32 with weights in torch's own memory order, sends padded frames through the image
 network, updates with AdamW one tensor at a time and reads the label table from disk in every step, as the published
@@ -9,14 +9,15 @@ update, the second in a process of its own; forms take turns, and the least of s
 work on the machine can only add. CPU-seconds are those of the whole process, all threads together.
 
 Padded frames go through the network in a call of their own: the same work as in one call, but batch statistics, and
-with them the losses, stay those of real frames, so that all forms can be compared.
+with them the losses, stay those of real frames, so that all forms can be compared. Crops are the first ones of COHORT;
+without it they are random shapes, which look so much alike that batch norm magnifies the rounding of other forms.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,8 @@ from measure import RESULTS, conditions, in_new_process, interleaved, show, writ
 from synthetic_batch import random_batch
 from torch import Tensor
 
+from client.cohort import REGION_FILE
+from client.records import shrink
 from client.training import make_optimizer
 from dipro_model import Batch, ClassWeights, DiPro, Execution, objective
 from dipro_model.vocabulary import DISEASES, REGIONS
@@ -115,7 +118,7 @@ def memory_forms() -> dict[str, Form]:
     }
 
 
-def step_costs(form: Form, pixels: int, table: Path) -> dict[str, Any]:
+def step_costs(form: Form, pixels: int, table: Path, cohort: Path | None) -> dict[str, Any]:
     """CPU-seconds of the second of two steps by section, its wall seconds, and the losses of both."""
     settings = load_settings(overrides=[f"model.crop_pixels={pixels}"])
     torch.manual_seed(settings.seed)
@@ -126,6 +129,8 @@ def step_costs(form: Form, pixels: int, table: Path) -> dict[str, Any]:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(model, settings) if "fused AdamW" in form.measures else _plain_adamw(model, settings)
     batch = random_batch(form.frames, pixels=pixels)
+    if cohort is not None:
+        batch = _with_crops(batch, np.load(cohort / REGION_FILE, mmap_mode="r"), pixels)
     losses, cost = [], {}
     for step in range(2):
         cost = {}
@@ -145,6 +150,16 @@ def step_costs(form: Form, pixels: int, table: Path) -> dict[str, Any]:
         cost["wall"] = time.perf_counter() - start
     cost["cpu"] = sum(cost[section] for section in ("forward", "backward", "update")) + cost.get("labels", 0.0)
     return {**{name: round(value, 3) for name, value in cost.items()}, "losses": losses}
+
+
+def _with_crops(batch: Batch, stored: np.ndarray, pixels: int) -> Batch:
+    """The batch with the first crops of a cohort in its real frames."""
+    num_frames = int(batch.frame_mask.sum())
+    if len(stored) < num_frames:
+        raise SystemExit(f"--cohort: expected {num_frames} radiographs or more, found {len(stored)}")
+    regions = batch.regions.clone()
+    regions[batch.frame_mask] = shrink(stored[:num_frames], pixels).unsqueeze(2)
+    return replace(batch, regions=regions)
 
 
 def _loss(model: DiPro, batch: Batch, *, everything: bool) -> Tensor:
@@ -187,6 +202,7 @@ def _read_labels(path: Path) -> list[pd.Series]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohort", type=Path, default=None, help="prepared cohort whose crops are taken")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pixels", type=int, default=224, help="smaller for a trial")
@@ -195,13 +211,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "training_step.json")
     arguments = parser.parse_args()
     results: dict[str, Any] = {"conditions": conditions(arguments.threads), "pixels": arguments.pixels}
+    results["crops"] = "random shapes" if arguments.cohort is None else "real radiographs"
     with TemporaryDirectory() as folder:
         table = Path(folder) / "labels.csv"
         write_labels(table)
 
         def measured(cases: dict[str, Form], repeats: int) -> dict[str, Any]:
             def run(case: str) -> dict[str, Any]:
-                return in_new_process(step_costs, cases[case], arguments.pixels, table, threads=arguments.threads)
+                return in_new_process(
+                    step_costs, cases[case], arguments.pixels, table, arguments.cohort, threads=arguments.threads
+                )
 
             return {case: least(runs) for case, runs in interleaved(list(cases), repeats, run).items()}
 

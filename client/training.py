@@ -22,7 +22,6 @@ from dipro_model.vocabulary import Task
 from federation.seeds import derive_seed
 from federation.settings import RunSettings
 
-
 _LEAST_BF16_PIXELS = 17
 """At 16 pixels the last stage's convolution of stride 2 sees a single pixel, for which torch 2.13 leaves the bfloat16
 gradient of its weights uninitialised on a CPU."""

@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
+from dipro_model.batch_norm import make_batch_norms_exact
 from dipro_model.config import BackboneConfig
 from dipro_model.execution import Execution, pooled_features
 
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
             bias_downsample=False,
             feed_forward=False,
         )
+        make_batch_norms_exact(self.resnet)
         self.adapter = nn.Sequential(
             nn.Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
         )
