@@ -38,6 +38,8 @@ def write_cohort(folder: Path, *, num_stays: int, num_images: int, num_hours: in
     write_table(folder, "pairs", _pairs(images, num_images, rng))
     write_table(folder, "samples_mortality", stays.assign(label=stays.mortality_inhospital))
     write_table(folder, "samples_length_of_stay", stays.assign(label=stays.stay_id % 4))
+    groups = dict.fromkeys(TABLES["groups"].names[1:], "unknown")
+    write_table(folder, "groups", stays.loc[:, ["stay_id"]].assign(**groups))
     _write_regions(folder / REGION_FILE, len(images), rng)
     (folder / STATISTICS).write_text("{}\n")
     (folder / REPORT).write_text(json.dumps({"counts": {"stays": len(stays)}, "rejections": {}}) + "\n")

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 
 from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, REGIONS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 is version 2 without the table of groups."""
 REGION_PIXELS = 224
 """Side of a stored region crop, in pixels."""
 
@@ -75,11 +77,19 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "samples_mortality": pa.schema([("stay_id", _KEY), ("label", pa.int8()), ("split", pa.string())]),
     "samples_length_of_stay": pa.schema([("stay_id", _KEY), ("label", pa.int8()), ("split", pa.string())]),
+    # One row a stay: what hospitals and their patients differ by, as plain words; `unknown` where none is recorded.
+    "groups": pa.schema(
+        [("stay_id", _KEY)]
+        + [(name, pa.string()) for name in ("first_careunit", "anchor_year_group", "insurance", "race_group", "sex")]
+    ),
 }
 """Arrow schema of each table, `<name>.parquet` in the folder."""
 
 COHORT_FILES: tuple[str, ...] = (*(f"{name}.parquet" for name in TABLES), REGION_FILE, STATISTICS, REPORT)
-"""Every file that a manifest must list."""
+"""Every file that a manifest of the present version must list."""
+
+_ADDED_IN_VERSION_2 = frozenset({"groups"})
+"""Tables that cohorts of version 1 do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +159,17 @@ class Cohort:
         return self._read("samples_length_of_stay")
 
     @cached_property
+    def groups(self) -> pd.DataFrame:
+        """Raises CohortError for a cohort of version 1, which has none."""
+        if self.manifest["schema_version"] < SCHEMA_VERSION:
+            raise CohortError(
+                f"{self.path}: expected the table groups.parquet (care unit, admission period, insurance, race group, "
+                f"sex), found a cohort of schema version {self.manifest['schema_version']}, which has none; prepare it "
+                "again with this version of dipro-fed (`dipro-fed prepare --overwrite`)"
+            )
+        return self._read("groups")
+
+    @cached_property
     def windows(self) -> Windows:
         return Windows(**self.manifest["windows"])
 
@@ -172,18 +193,20 @@ class Cohort:
 def open_cohort(path: Path | str, *, verify_regions: bool = True) -> Cohort:
     """Open a cohort after checking that it is whole.
 
-    The schema version, every file's presence and size, the checksum and the columns of every table and the shape of
-    the regions are checked always. `verify_regions=False` leaves out only the checksum of the pixels, by far the
-    largest file: for processes that start often on a cohort that was verified in full before.
+    The schema version (1 or 2), every file's presence and size, the checksum and the columns of every table and the
+    shape of the regions are checked always. `verify_regions=False` leaves out only the checksum of the pixels, by far
+    the largest file: for processes that start often on a cohort that was verified in full before.
 
     Raises CohortError naming the file and what to do.
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
+    left_out = _ADDED_IN_VERSION_2 if manifest["schema_version"] == 1 else frozenset()
     for name in COHORT_FILES:
-        _check_file(folder, name, manifest, checksum=verify_regions or name != REGION_FILE)
-    for name, schema in TABLES.items():
-        for problem in _schema_problems(pq.read_schema(folder / f"{name}.parquet"), schema):
+        if name.removesuffix(".parquet") not in left_out:
+            _check_file(folder, name, manifest, checksum=verify_regions or name != REGION_FILE)
+    for name in (name for name in TABLES if name not in left_out):
+        for problem in _schema_problems(pq.read_schema(folder / f"{name}.parquet"), TABLES[name]):
             raise CohortError(f"{folder / name}.parquet: {problem}; see docs/cohort.md for the columns")
     cohort = Cohort(path=folder, manifest=manifest)
     _check_regions(cohort)
@@ -202,9 +225,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CohortError(f"{path}: expected JSON, found text that does not parse ({error}); prepare again") from None
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise CohortError(
-            f"{path}: expected schema version {SCHEMA_VERSION}, found {version!r}; "
+            f"{path}: expected schema version {' or '.join(map(str, READABLE_VERSIONS))}, found {version!r}; "
             "prepare the cohort again with this version of dipro-fed"
         )
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("counts"), dict):

@@ -25,11 +25,13 @@ def write_cohort(
     splits: tuple[str, ...] = ("train", "train", "val", "test"),
     region_progression: np.ndarray | None = None,
     deaths: bool = True,
+    careunits: tuple[str, ...] = ("MICU", "SICU", "CVICU"),
 ) -> Path:
     """Write a cohort whose labels follow its first EHR variable and the brightness of its images.
 
     `num_images` fixes the radiographs of a stay (else 2 to 4); `region_progression` ([70]) gives every pair the same
-    region labels. Patients alternate between survival and death, and take the splits in turn.
+    region labels. Patients alternate between survival and death, and take the splits in turn; after a round of these
+    the care unit changes. Of every EHR variable the fill value is 1 sd below the mean.
     """
     rng = np.random.default_rng(seed)
     stays, images, boxes, hourly, pairs, crops = [], [], [], [], [], []
@@ -52,7 +54,8 @@ def write_cohort(
             regions = rng.integers(0, NOT_MENTIONED + 1, 70) if region_progression is None else region_progression
             pair = (stay, dicoms[place], dicoms[place + 1], hours[place], hours[place + 1])
             pairs.append((*pair, *labels, regions.astype(np.int8).tolist()))
-    return _write(folder, stays, images, boxes, hourly, pairs, np.stack(crops), rng)
+    units = [careunits[(number // len(splits)) % len(careunits)] for number in range(num_patients)]
+    return _write(folder, stays, images, boxes, hourly, pairs, np.stack(crops), rng, units)
 
 
 def reseal(folder: Path) -> None:
@@ -78,7 +81,7 @@ def write_table(folder: Path, name: str, frame: pd.DataFrame) -> None:
     pq.write_table(pa.Table.from_pandas(frame, schema=TABLES[name], preserve_index=False), folder / f"{name}.parquet")
 
 
-def _write(folder, stays, images, boxes, hourly, pairs, crops, rng) -> Path:
+def _write(folder, stays, images, boxes, hourly, pairs, crops, rng, units) -> Path:
     folder.mkdir(parents=True)
     table = pd.DataFrame(
         stays, columns=["stay_id", "subject_id", "hadm_id", "mortality_inhospital", "split", "los_days"]
@@ -95,8 +98,24 @@ def _write(folder, stays, images, boxes, hourly, pairs, crops, rng) -> Path:
     write_table(folder, "pairs", pd.DataFrame(pairs, columns=TABLES["pairs"].names))
     write_table(folder, "samples_mortality", table.rename(columns={"mortality_inhospital": "label"}))
     write_table(folder, "samples_length_of_stay", table.assign(label=np.arange(len(table)) % 4))
+    write_table(folder, "groups", _groups(table.stay_id, units))
     np.save(folder / "regions.npy", crops)
-    (folder / "statistics.json").write_text("{}")
+    statistic = {"mean": 10.0, "sd": 2.0, "num_values": 100, "fill": 8.0}
+    (folder / "statistics.json").write_text(json.dumps({"ehr": dict.fromkeys(EHR_VARIABLES, statistic)}))
     (folder / "report.json").write_text("{}")
     reseal(folder)
     return folder
+
+
+def _groups(stay_ids: pd.Series, units: list[str]) -> pd.DataFrame:
+    number = np.arange(len(stay_ids))
+    return pd.DataFrame(
+        {
+            "stay_id": stay_ids,
+            "first_careunit": units,
+            "anchor_year_group": np.array(["2011 - 2013", "2014 - 2016"])[number // 8 % 2],
+            "insurance": np.array(["Medicare", "Medicaid", "Other"])[number // 4 % 3],
+            "race_group": "WHITE",
+            "sex": np.array(["F", "M"])[number % 2],
+        }
+    )

@@ -18,6 +18,7 @@ from client.prepare.demographics import (
 )
 from client.prepare.ehr import Statistic, gather_hours, hourly_batches, settle_instants, variable_statistics
 from client.prepare.events import EVENT_COLUMNS, HEIGHT, WEIGHT, read_events
+from client.prepare.groups import stay_groups
 from client.prepare.images import METADATA_COLUMNS, METADATA_TABLE
 from client.prepare.imaging import Imaging, ImagingSources, prepare_imaging
 from client.prepare.labels import GOLD_COLUMNS, GOLD_TABLE, build_pairs, read_gold
@@ -146,6 +147,7 @@ def _write_cohort(
         "pairs": pairs,
         "samples_mortality": mortality,
         "samples_length_of_stay": length_of_stay,
+        "groups": stay_groups(stays, rules.demographics.race_groups, rejections),
     }
     counts = {name: write_table(folder, name, frame) for name, frame in tables.items()}
     return {**counts, "ehr_hourly": num_hours, "patients": len(set(stays["subject_id"]))}

@@ -83,16 +83,26 @@ def create_view(connection: duckdb.DuckDBPyConnection, name: str, path: Path, co
 
 
 def read_table(
-    connection: duckdb.DuckDBPyConnection, path: Path, columns: Sequence[str], rejections: Rejections
+    connection: duckdb.DuckDBPyConnection,
+    path: Path,
+    columns: Sequence[str],
+    rejections: Rejections,
+    optional: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """`columns` of a small table as text in rows of file order, None where empty; broken lines are counted."""
-    create_view(connection, "small_table", path, columns)
+    """`columns` of a small table as text in rows of file order, None where empty; broken lines are counted.
+
+    `optional` columns follow, all None where the table does not have them.
+    """
+    header = read_header(path)
+    create_view(connection, "small_table", path, [*columns, *(name for name in optional if name in header)])
     with reading(path):
         connection.execute("SET preserve_insertion_order = true")
         frame = connection.execute("SELECT * FROM small_table").df()
         connection.execute("SET preserve_insertion_order = false")
     count_broken_lines(connection, path, rejections)
-    return frame.astype(object).where(frame.notna(), None)
+    # Adds what is missing.
+    frame = frame.reindex(columns=[*columns, *optional]).astype(object)
+    return frame.where(frame.notna(), None)
 
 
 @contextmanager

@@ -21,6 +21,9 @@ ADMISSION_COLUMNS = (
     "language",
     "marital_status",
 )
+PATIENT_GROUPS = ("anchor_year_group",)
+ADMISSION_GROUPS = ("insurance",)
+"""Read where the tables have them: other hospitals may not, and nothing but the table of groups needs them."""
 STAY_COLUMNS = ("subject_id", "hadm_id", "stay_id", "first_careunit", "last_careunit", "intime", "outtime")
 WHERE = "stays"
 """The stage under which rejections are counted."""
@@ -28,6 +31,7 @@ WHERE = "stays"
 _KEPT_COLUMNS = [
     *("stay_id", "subject_id", "hadm_id", "intime", "outtime", "los_days", "age", "mortality_inhospital"),
     *("gender", "race", "language", "marital_status"),
+    *("first_careunit", *PATIENT_GROUPS, *ADMISSION_GROUPS),
 ]
 
 
@@ -51,14 +55,14 @@ def read_stays(
     """The stays of a hospital that pass the stay filters, one row each, sorted by stay_id.
 
     Columns: stay_id, subject_id, hadm_id (int64), intime, outtime, los_days, age (years), mortality_inhospital (0 or
-    1), gender, race, language, marital_status (text or None).
+    1), gender, race, language, marital_status, first_careunit, anchor_year_group, insurance (text or None).
     """
     stays, admissions, patients = (
-        read_table(connection, find_table(mimic_iv, name), columns, rejections)
-        for name, columns in (
-            ("icu/icustays", STAY_COLUMNS),
-            ("hosp/admissions", ADMISSION_COLUMNS),
-            ("hosp/patients", PATIENT_COLUMNS),
+        read_table(connection, find_table(mimic_iv, name), columns, rejections, optional)
+        for name, columns, optional in (
+            ("icu/icustays", STAY_COLUMNS, ()),
+            ("hosp/admissions", ADMISSION_COLUMNS, ADMISSION_GROUPS),
+            ("hosp/patients", PATIENT_COLUMNS, PATIENT_GROUPS),
         )
     )
     return select_stays(stays, admissions, patients, rules, rejections)
@@ -67,7 +71,10 @@ def read_stays(
 def select_stays(
     stays: pd.DataFrame, admissions: pd.DataFrame, patients: pd.DataFrame, rules: StayRules, rejections: Rejections
 ) -> pd.DataFrame:
-    """`read_stays` on tables that were read already: STAY_COLUMNS, ADMISSION_COLUMNS, PATIENT_COLUMNS, all text."""
+    """`read_stays` on tables that were read already: STAY_COLUMNS, ADMISSION_COLUMNS, PATIENT_COLUMNS, all text.
+
+    The optional columns ADMISSION_GROUPS and PATIENT_GROUPS are None where the tables do not have them.
+    """
     stays = _identified(stays, ["stay_id", "hadm_id", "subject_id"], "icustays", rejections)
     admissions = _identified(admissions, ["hadm_id", "subject_id"], "admissions", rejections)
     patients = _identified(patients, ["subject_id"], "patients", rejections)
@@ -77,6 +84,8 @@ def select_stays(
     stays = _joined(stays, patients, ["subject_id"], "stay without a row in patients", rejections)
     stays = _adults(stays.assign(age=_age(stays, rules)), rules, rejections)
     stays = stays.assign(mortality_inhospital=_died_in_hospital(stays))
+    for name in (*PATIENT_GROUPS, *ADMISSION_GROUPS):
+        stays = stays if name in stays else stays.assign(**{name: None})
     return stays.loc[:, _KEPT_COLUMNS].sort_values("stay_id", ignore_index=True)
 
 

@@ -24,6 +24,9 @@ _RACES = {
     "OTHER": 0.05,
     "UNKNOWN": 0.07,
 }
+_PERIODS = {"2008 - 2010": 0.3, "2011 - 2013": 0.25, "2014 - 2016": 0.25, "2017 - 2019": 0.2}
+_INSURANCE_BELOW_65 = {"Medicare": 0.15, "Medicaid": 0.2, "Other": 0.65}
+_INSURANCE_FROM_65 = {"Medicare": 0.8, "Medicaid": 0.03, "Other": 0.17}
 _MARITAL = {"MARRIED": 0.45, "SINGLE": 0.27, "WIDOWED": 0.14, "DIVORCED": 0.09, "": 0.05}
 
 
@@ -61,6 +64,22 @@ class Identity:
         """Identifier of the stay's image number `row`: five groups of eight hexadecimal digits."""
         digits = hashlib.blake2b(f"{seed}/{self.subject_id}/{row}".encode(), digest_size=20).hexdigest()
         return "-".join(digits[start : start + 8] for start in range(0, 40, 8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """What only natural splits into sites look at; the care unit and the race are in the identity."""
+
+    admission_period: str
+    """The three years of the real admission, MIMIC's anchor_year_group; nothing else changes with them."""
+    insurance: str
+    """Follows the age, so that a split by insurance has sites of other ages and outcomes."""
+
+
+def draw_groups(rng: np.random.Generator, age: float) -> Groups:
+    """Admission period and insurance of a patient of this age in years."""
+    insurance = _INSURANCE_BELOW_65 if age < 65 else _INSURANCE_FROM_65
+    return Groups(admission_period=_pick(rng, _PERIODS), insurance=_pick(rng, insurance))
 
 
 def draw_identity(rng: np.random.Generator, hospital: int, patient: int) -> Identity:

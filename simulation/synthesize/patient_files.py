@@ -12,7 +12,7 @@ from PIL import Image
 from simulation.synthesize.anatomy import draw_anatomy, draw_view, pixel_boxes
 from simulation.synthesize.charting import chart_events, draw_body, is_ventilated, urine_events
 from simulation.synthesize.course import FINDINGS, Patient, kept_rows, reference_rows, simulate_patient
-from simulation.synthesize.identity import Identity, draw_identity
+from simulation.synthesize.identity import Identity, draw_groups, draw_identity
 from simulation.synthesize.oracles import evidence_logits
 from simulation.synthesize.progression import gold_comparisons, reported_severities, silver_comparisons
 from simulation.synthesize.radiograph import draw_radiograph, prepare_canvas
@@ -78,7 +78,10 @@ def write_patient(job: Job) -> PatientRows:
     patient = simulate(job)
     rng = random_stream(job.seed, job.hospital_index, job.patient_index, Stream.CHARTING)
     identity, body = draw_identity(rng, job.hospital_index, job.patient_index), draw_body(rng)
-    tables = hospital_tables(identity, patient, body)
+    # A stream of its own: the rest of the records is as it was before there were groups.
+    groups_rng = random_stream(job.seed, job.hospital_index, job.patient_index, Stream.GROUPS)
+    groups = draw_groups(groups_rng, patient.latents.age)
+    tables = hospital_tables(identity, groups, patient, body)
     tables["mimiciv/icu/chartevents.csv.gz"] = chart_text(
         identity, chart_events(rng, job.world, job.hospital, patient, body)
     )

@@ -14,6 +14,7 @@ class Stream(IntEnum):
     REPORTS = 3
     ANATOMY = 4
     PIXELS = 5
+    GROUPS = 6
 
 
 def random_stream(seed: int, hospital: int, patient: int, purpose: Stream) -> np.random.Generator:

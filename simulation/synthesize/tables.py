@@ -9,7 +9,7 @@ import numpy as np
 
 from simulation.synthesize.charting import Body, Events
 from simulation.synthesize.course import Patient
-from simulation.synthesize.identity import UNITS, Identity
+from simulation.synthesize.identity import UNITS, Groups, Identity
 from simulation.synthesize.items import OTHER_LABELS, panels
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -66,7 +66,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     return buffer.getvalue()
 
 
-def hospital_tables(identity: Identity, patient: Patient, body: Body) -> dict[str, str]:
+def hospital_tables(identity: Identity, groups: Groups, patient: Patient, body: Body) -> dict[str, str]:
     """One row each of patients, admissions and icustays."""
     who = (identity.subject_id, identity.hadm_id)
     left = _end_of_stay(identity, patient)
@@ -74,14 +74,15 @@ def hospital_tables(identity: Identity, patient: Patient, body: Body) -> dict[st
     discharged = death or left + timedelta(days=identity.days_home)
     dod = death or (discharged + timedelta(days=identity.late_death_days) if identity.late_death_days else None)
     anchor_age = int(patient.latents.age) - identity.anchor_years
-    anchor = (anchor_age, identity.admitted.year - identity.anchor_years, "2014 - 2016", dod.date() if dod else "")
+    anchor_year = identity.admitted.year - identity.anchor_years
+    anchor = (anchor_age, anchor_year, groups.admission_period, dod.date() if dod else "")
     last_unit = UNITS[(UNITS.index(identity.unit) + 1) % len(UNITS)] if _transferred(patient) else identity.unit
     stay = (identity.stay_id, identity.unit, last_unit, identity.intime, left)
     # fmt: off
     admission = (
         identity.admitted, _minute(discharged), _minute(death) if death else "", "EW EMER.", "", "EMERGENCY ROOM",
-        "DIED" if death else "HOME", "Other", identity.language, identity.marital_status, identity.race, "", "",
-        int(death is not None),
+        "DIED" if death else "HOME", groups.insurance, identity.language, identity.marital_status, identity.race,
+        "", "", int(death is not None),
     )
     # fmt: on
     return {

@@ -201,7 +201,7 @@ def test_a_cohort_of_another_version_or_shape_is_refused(tmp_path: Path) -> None
     folder = write_cohort(tmp_path / "other", num_patients=2)
     manifest = json.loads((folder / "manifest.json").read_text())
     for change, words in (
-        ({"schema_version": 2}, "expected schema version 1, found 2"),
+        ({"schema_version": 3}, "expected schema version 1 or 2, found 3"),
         ({"windows": {}}, "`windows`"),
     ):
         (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
@@ -212,6 +212,22 @@ def test_a_cohort_of_another_version_or_shape_is_refused(tmp_path: Path) -> None
     reseal(folder)
     with pytest.raises(CohortError, match=r"stays\.parquet: expected a column `age` of type double, found none"):
         open_cohort(folder)
+
+
+def test_a_cohort_of_version_1_opens_and_says_what_it_lacks(tmp_path: Path) -> None:
+    folder = write_cohort(tmp_path / "old", num_patients=2)
+    assert open_cohort(folder).groups.first_careunit.tolist() == ["MICU", "MICU"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["groups.parquet"]
+    (folder / "groups.parquet").unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CohortError, match=r"expected `files` to give sha256 and bytes of groups\.parquet"):
+        open_cohort(folder)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 1}))
+    cohort = open_cohort(folder)
+    assert len(cohort.stays) == 2
+    with pytest.raises(CohortError, match=r"schema version 1, which has none; prepare it again"):
+        _ = cohort.groups
 
 
 def open_cohort_frame(folder: Path, manifest: dict):

@@ -79,6 +79,19 @@ def test_region_labels_follow_the_severities(hospitals, cohorts) -> None:
     assert all(words == {0, 1, 2} for words in found.values())
 
 
+def test_natural_splits_have_groups_to_split_by(cohorts) -> None:
+    for cohort in cohorts:
+        groups = cohort.groups.merge(cohort.stays[["stay_id", "age"]], on="stay_id")
+        assert len(groups) == len(cohort.stays)
+        assert set(groups.insurance) == {"Medicare", "Medicaid", "Other"}
+        for column, most in (("first_careunit", 4), ("anchor_year_group", 4), ("race_group", 6), ("sex", 2)):
+            assert 2 <= groups[column].nunique() <= most, column
+        assert "unknown" not in groups.to_numpy()
+        by_age = groups.groupby(groups.age >= 65).insurance.agg(lambda words: (words == "Medicare").mean())
+        assert by_age[True] > by_age[False]
+    assert "groups" not in cohorts[0].report["rejections"]
+
+
 def test_missing_items_and_other_units(cohorts) -> None:
     university, regional = cohorts
     never = {name for name in EHR_VARIABLES if not regional.ehr_hourly[f"{name}_mask"].any()}
