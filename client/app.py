@@ -8,6 +8,7 @@ from typing import cast
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.gaps import read_gaps
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
 from client.training import choose_device
@@ -86,7 +87,8 @@ def _simulated(context: Context, files: RunFiles) -> tuple[SiteSpec, Path]:
     sites = json.loads(Path(files.sites).read_text())
     site = sites[int(cast(int, context.node_config["partition-id"]))]
     subjects = None if site["subjects"] is None else tuple(site["subjects"])
-    spec = SiteSpec(name=site["name"], cohort=Path(site["cohort"]), subjects=subjects)
+    gaps = read_gaps(site["gaps"])
+    spec = SiteSpec(name=site["name"], cohort=Path(site["cohort"]), subjects=subjects, gaps=gaps)
     return spec, Path(site["folder"])
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from client.cohort import REGION_FILE, REGION_PIXELS, Cohort, CohortError, Windows, open_cohort
+from client.gaps import NO_GAPS, Gaps, images_taken, pairs_seen, uncharted_values
 from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS
 from federation.run_folder import POOLED
 
@@ -24,12 +25,14 @@ _IMAGES_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSpec:
-    """Which patients are a site: a cohort, or some patients of it."""
+    """Which patients are a site: a cohort, or some patients of it, and what a simulated site lacks of their records."""
 
     name: str
     cohort: Path
     subjects: tuple[int, ...] | None = None
     """Patients of the cohort that belong to the site; None means all of them."""
+    gaps: Gaps = NO_GAPS
+    """What the site lacks of what the cohort holds."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name == POOLED:
@@ -68,14 +71,19 @@ class SiteRecords:
         self.path: Path = cohort.path
         self.windows: Windows = cohort.windows
         self.crop_pixels = crop_pixels
-        self.stays: dict[int, StayRecord] = {stay.stay_id: stay for stay in _stays(cohort, spec.subjects)}
+        self.gaps: Gaps = spec.gaps
+        images = images_taken(cohort.images.assign(row=np.arange(len(cohort.images))), spec.gaps)
+        self.stays: dict[int, StayRecord] = {stay.stay_id: stay for stay in _stays(cohort, spec, images)}
         if not self.stays:
             raise CohortError(
                 f"{spec.name}: none of its stays in {spec.cohort} has a kept radiograph; "
                 f"read {cohort.path / 'report.json'} for what was rejected and why"
             )
-        self.pairs: pd.DataFrame = cohort.pairs.loc[cohort.pairs.stay_id.isin(self.stays)].reset_index(drop=True)
-        self.region_progression: dict[tuple[str, str], np.ndarray] = _region_progression(self.pairs)
+        pairs = pairs_seen(cohort.pairs, images)
+        self.pairs: pd.DataFrame = pairs.loc[pairs.stay_id.isin(self.stays)].reset_index(drop=True)
+        self.region_progression: dict[tuple[str, str], np.ndarray] = (
+            {} if spec.gaps.no_region_labels else _region_progression(self.pairs)
+        )
         self.labels: dict[str, dict[int, int]] = {
             "mortality": _labels(cohort.samples_mortality, self.stays),
             "length_of_stay": _labels(cohort.samples_length_of_stay, self.stays),
@@ -127,12 +135,13 @@ def shrink(regions: np.ndarray, crop_pixels: int) -> torch.Tensor:
     return adaptive_avg_pool2d(crops.float(), crop_pixels).round().to(torch.uint8)
 
 
-def _stays(cohort: Cohort, subjects: tuple[int, ...] | None) -> list[StayRecord]:
-    stays = cohort.stays if subjects is None else cohort.stays[cohort.stays.subject_id.isin(subjects)]
-    images = cohort.images.assign(row=np.arange(len(cohort.images))).sort_values(["stay_id", "hours"])
-    images_of = dict(iter(images[images.stay_id.isin(stays.stay_id)].groupby("stay_id")))
+def _stays(cohort: Cohort, spec: SiteSpec, images: pd.DataFrame) -> list[StayRecord]:
+    """`images` are those that the site has, each with its row in the cohort's regions."""
+    stays = cohort.stays if spec.subjects is None else cohort.stays[cohort.stays.subject_id.isin(spec.subjects)]
+    images = images.loc[images.stay_id.isin(stays.stay_id)].sort_values(["stay_id", "hours"])
+    images_of = dict(iter(images.groupby("stay_id")))
     hourly = cohort.ehr_hourly.loc[cohort.ehr_hourly.stay_id.isin(images_of.keys())].sort_values(["stay_id", "hour"])
-    hourly_of = dict(iter(hourly.groupby("stay_id")))
+    hourly_of = dict(iter(hourly.assign(**uncharted_values(cohort, spec.gaps)).groupby("stay_id")))
     demographics = cohort.demographics.set_index("stay_id")[list(DEMOGRAPHICS)]
     records = []
     # Tables give read-only arrays, which tensors must not share: hence the copies.

@@ -14,7 +14,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -97,6 +97,7 @@ def _write_sites(specs: Sequence[SiteSpec], folder: Path) -> None:
             "name": spec.name,
             "cohort": str(spec.cohort.resolve()),
             "subjects": spec.subjects,
+            "gaps": asdict(spec.gaps),
             "folder": str(_site_folder(folder, spec)),
         }
         for spec in specs

@@ -13,6 +13,7 @@ import torch
 from client.cohort import REPORT, open_cohort
 from client.dataset import SampleSet, require_every_split, require_trainable
 from client.features import inputs_of
+from client.gaps import NO_GAPS
 from client.predictions import write_predictions
 from client.records import SiteRecords, SiteSpec
 from client.site import score_splits, split_result, to_predictions
@@ -96,10 +97,12 @@ def train(
 
 
 def data_digest(spec: SiteSpec) -> str:
-    """SHA-256 over which data a site has: the checksums in its cohort's manifest, its windows and its patients."""
+    """SHA-256 over which data a site has: the checksums in its cohort's manifest, its windows, patients and gaps."""
     manifest = open_cohort(spec.cohort, verify_regions=False).manifest
     files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name != REPORT}
     facts = {"files": files, "windows": manifest["windows"], "subjects": spec.subjects}
+    if spec.gaps != NO_GAPS:  # a site that lacks nothing keeps the digest that it had before there were gaps
+        facts["gaps"] = asdict(spec.gaps)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from client.cohort import Cohort
+from client.gaps import Gaps, uncharted_values
 from client.prepare.pipeline import prepare
 from dipro_model.vocabulary import DISEASES, EHR_VARIABLES, NOT_MENTIONED, PROGRESSIONS, REGIONS
 from simulation.synthesize.generate import IMAGE_TRUTH, synthesize
@@ -90,6 +91,15 @@ def test_natural_splits_have_groups_to_split_by(cohorts) -> None:
         by_age = groups.groupby(groups.age >= 65).insurance.agg(lambda words: (words == "Medicare").mean())
         assert by_age[True] > by_age[False]
     assert "groups" not in cohorts[0].report["rejections"]
+
+
+def test_a_variable_that_a_site_lacks_looks_like_one_that_nobody_charted(cohorts) -> None:
+    university, _ = cohorts
+    hourly = university.ehr_hourly
+    (filled,) = uncharted_values(university, Gaps(variables=("Troponin-T",))).values()
+    charted = hourly["Troponin-T_mask"].groupby(hourly.stay_id).transform("any")
+    assert 0 < charted.mean() < 1
+    assert set(hourly.loc[~charted, "Troponin-T"]) == {filled} != {0.0}
 
 
 def test_missing_items_and_other_units(cohorts) -> None:
