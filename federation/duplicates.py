@@ -10,7 +10,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 SALT_BYTES = 32
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -56,7 +56,7 @@ def require_no_duplicates(hashes: Mapping[str, Sequence[str]]) -> None:
         pairs = "; ".join(f"{first} and {second} share {count}" for (first, second), count in shared.items())
         raise DuplicatePatientsError(
             f"expected every patient at one site, found some at two: {pairs}. A patient who trains at one site and is "
-            "tested on at another makes scores too good; leave them out at one of the sites and prepare its cohort again"
+            "tested at another makes scores too good; leave them out at one of the sites and prepare its cohort again"
         )
 
 
@@ -67,5 +67,5 @@ def _check(site: str, hashes: Sequence[str]) -> None:
             f"{site}: expected SHA-256 hashes of 64 hexadecimal digits, found {malformed} others among {len(hashes)}; "
             "hash the patients with hash_patients"
         )
-    if any(first >= second for first, second in zip(hashes, hashes[1:], strict=False)):
+    if any(first >= second for first, second in pairwise(hashes)):
         raise ValueError(f"{site}: expected sorted hashes, each once; send what hash_patients gives")
