@@ -1,0 +1,136 @@
+"""Which entries of a model's flat array are trained, are batch norm, or are its running statistics."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+# Private to the package: one definition of what is flattened, in which order, and of what rests.
+from federation.weights import _floating, _frozen
+
+
+class SelectionError(ValueError):
+    """Entries that do not belong to the array they are used with; says how they differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entries:
+    """Some entries of a flat array, as runs: a model of 31 million weights has a few hundred of them."""
+
+    total: int
+    """Length of the flat array."""
+    runs: tuple[tuple[int, int], ...]
+    """First entry and the one after the last of every run; increasing, neither empty nor touching."""
+
+    def __post_init__(self) -> None:
+        ends = [-1] + [end for _, end in self.runs]
+        fits = all(last < start < end for last, (start, end) in zip(ends, self.runs, strict=False))
+        if not fits or ends[-1] > self.total:
+            raise SelectionError(
+                f"expected increasing runs that do not touch below {self.total}, found {self.runs[:9]}"
+            )
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "Entries":
+        """Those where a bool array is true."""
+        edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
+        runs = tuple((int(start), int(end)) for start, end in edges.reshape(-1, 2))
+        return cls(total=mask.size, runs=runs)
+
+    @cached_property
+    def size(self) -> int:
+        """How many there are."""
+        return sum(end - start for start, end in self.runs)
+
+    def mask(self) -> np.ndarray:
+        """bool [total]: true at these entries."""
+        chosen = np.zeros(self.total, dtype=bool)
+        for start, end in self.runs:
+            chosen[start:end] = True
+        return chosen
+
+    def take(self, flat: np.ndarray) -> np.ndarray:
+        """[size]: these entries of an array, as a copy."""
+        self._check(flat, self.total)
+        return np.concatenate([flat[start:end] for start, end in self.runs] or [flat[:0]])
+
+    def put(self, flat: np.ndarray, values: np.ndarray) -> None:
+        """Write values to these entries of an array, in place; the others keep their bits."""
+        self._check(flat, self.total)
+        self._check(values, self.size)
+        for part, (start, end) in zip(self._parts(), self.runs, strict=True):
+            flat[start:end] = values[part]
+
+    def both(self, other: "Entries") -> "Entries":
+        """Those that are in both."""
+        return Entries.of(self.mask() & other.mask())
+
+    def either(self, other: "Entries") -> "Entries":
+        """Those that are in either."""
+        return Entries.of(self.mask() | other.mask())
+
+    def without(self, other: "Entries") -> "Entries":
+        """Those that the other has not."""
+        return Entries.of(self.mask() & ~other.mask())
+
+    def _parts(self) -> Iterator[slice]:
+        """Where each run lies in the array that `take` gives."""
+        begin = 0
+        for start, end in self.runs:
+            yield slice(begin, begin + end - start)
+            begin += end - start
+
+    @staticmethod
+    def _check(array: np.ndarray, size: int) -> None:
+        if array.shape != (size,):
+            raise SelectionError(f"expected an array [{size}], found {list(array.shape)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntries:
+    """What the entries of a model's flat array are; found once, the same at the server and at every site."""
+
+    trained: Entries
+    """What local work changes and therefore travels: all but modules whose every parameter is frozen."""
+    parameters: Entries
+    """Parameters with a gradient; corrections of gradients and proximal terms apply to these alone."""
+    means: Entries
+    """Running means of batch norms."""
+    variances: Entries
+    """Running variances of batch norms, in the order of `means`: entry i of the one belongs to entry i of the other."""
+    batch_norm: Entries
+    """Scale, shift, running mean and running variance of every batch norm: what FedBN leaves at the site
+    (Li et al. 2021, arXiv 2102.07623)."""
+
+    @property
+    def statistics(self) -> Entries:
+        """Running means and variances."""
+        return self.means.either(self.variances)
+
+
+def model_entries(model: nn.Module) -> ModelEntries:
+    """The entries of `flatten_weights(model)` by what they are."""
+    names, frozen = list(_floating(model)), _frozen(model)
+    gradients = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    inside = {f"{norm}." if norm else "" for norm in norms}
+    batch_norm = {name for name in names if name.removesuffix(name.rpartition(".")[2]) in inside}
+    return ModelEntries(
+        trained=_entries(model, set(names) - frozen),
+        parameters=_entries(model, gradients),
+        means=_entries(model, {name for name in batch_norm if name.endswith("running_mean")}),
+        variances=_entries(model, {name for name in batch_norm if name.endswith("running_var")}),
+        batch_norm=_entries(model, batch_norm),
+    )
+
+
+def trainable_mask(model: nn.Module) -> np.ndarray:
+    """bool [number]: true where `flatten_weights(model)` holds what local work changes."""
+    return model_entries(model).trained.mask()
+
+
+def _entries(model: nn.Module, names: set[str]) -> Entries:
+    parts = [np.full(tensor.numel(), name in names) for name, tensor in _floating(model).items()]
+    return Entries.of(np.concatenate(parts))
