@@ -35,7 +35,7 @@ def training_display(num_epochs: int, title: str) -> Iterator[OnEpoch]:
 def round_display(num_rounds: int, title: str) -> Iterator[OnRound]:
     """A progress bar over rounds, with the sites' validation metrics of the last one below it."""
     with _Progress("rounds") as progress:
-        bar = progress.add_task(f"{title} (starting Flower)", total=num_rounds, last="")
+        bar = progress.add_task(f"{title} (starting)", total=num_rounds, last="")
 
         def on_round(measurements: list[Measurement]) -> None:
             step = max(each.step for each in measurements)

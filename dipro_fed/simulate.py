@@ -1,5 +1,7 @@
-"""`dipro-fed simulate`: a federated run on Flower's simulation engine, one process a site."""
+"""`dipro-fed simulate`: a federated run on Flower's simulation engine, one process a site, or all in this process."""
 
+from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,6 +20,13 @@ from dipro_fed.options import (
 )
 
 
+class Engine(StrEnum):
+    """What runs the sites of a simulation."""
+
+    FLOWER = "flower"
+    IN_PROCESS = "in-process"
+
+
 def simulate(
     cohorts: Cohorts,
     task: TaskName,
@@ -28,6 +37,9 @@ def simulate(
     seed: Seed = None,
     sites: NumSites = None,
     partition_seed: PartitionSeed = 0,
+    engine: Annotated[
+        Engine, typer.Option(help="flower: `flwr run`, a process a site; in-process: sites in turn, no start-up.")
+    ] = Engine.FLOWER,
     site_cpus: Annotated[int, typer.Option(min=1, help="CPU cores of a site's process.")] = 1,
     site_gpus: Annotated[float, typer.Option(min=0.0, help="Share of a GPU that a site's process may use.")] = 0.0,
 ) -> None:
@@ -36,6 +48,7 @@ def simulate(
     from federation.settings import load_settings
     from simulation.flower import Resources
     from simulation.flower import simulate as run_simulation
+    from simulation.in_process import simulate_in_process
     from simulation.sites import choose_sites
 
     given = gather_overrides(task=task, seed=seed, federation__rounds=rounds)
@@ -43,6 +56,7 @@ def simulate(
     require_fresh(out)
     specs = choose_sites(cohorts, num_sites=sites, seed=partition_seed)
     resources = Resources(num_cpus=site_cpus, num_gpus=site_gpus)
+    run = partial(run_simulation, resources=resources) if engine is Engine.FLOWER else simulate_in_process
     with round_display(settings.federation.rounds, f"{settings.task}, federated, {len(specs)} sites") as on_round:
-        record = run_simulation(specs, settings, out, resources=resources, on_round=on_round)
+        record = run(specs, settings, out, on_round=on_round)
     print_results(record)

@@ -4,7 +4,8 @@ Three exchanges: `join` (who are you, how many samples), `train` (weights out, w
 `evaluate` (weights out, metrics back). A site's reply carries counts, losses and metrics, never a patient's value.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,6 +27,15 @@ _FLAT = "weights"
 
 class MessageError(ValueError):
     """A message that does not say what it must; names the sender's fault."""
+
+
+@contextmanager
+def _complete(what: str) -> Iterator[None]:
+    """Whatever a malformed record lacks becomes a MessageError."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as error:
+        raise MessageError(f"expected {what}, found a message of another form ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,7 @@ class JoinReply:
         return RecordDict({METRICS: MetricRecord(dict(self.num_samples)), CONFIG: ConfigRecord({"site": self.site})})
 
     @classmethod
+    @_complete("a reply to join")
     def parse(cls, message: Message) -> "JoinReply":
         counts = {split: int(cast(int, count)) for split, count in _metrics(message).items()}
         return cls(site=_site(message), num_samples=counts)
@@ -106,6 +117,7 @@ class TrainReply:
         )
 
     @classmethod
+    @_complete("a reply to train")
     def parse(cls, message: Message) -> "TrainReply":
         metrics = _metrics(message)
         return cls(
@@ -141,6 +153,7 @@ class EvaluateReply:
         return RecordDict({METRICS: MetricRecord(dict(values)), CONFIG: config})
 
     @classmethod
+    @_complete("a reply to evaluate")
     def parse(cls, message: Message) -> "EvaluateReply":
         values: dict[str, float | None] = dict(_metrics(message))
         undefined = message.content.config_records[CONFIG]["undefined"]
@@ -152,23 +165,6 @@ class EvaluateReply:
             splits={split: _split_result(split, values) for split in splits},
             seconds=cast(float, values["seconds"]),
         )
-
-
-def check_replies(messages: Iterable[Message], expected: Mapping[int, str], what: str) -> list[Message]:
-    """The replies in the order of the sites' names, one of each expected site.
-
-    `expected` maps node ids to names. Raises MessageError naming each site that failed or did not answer.
-    """
-    replies = {reply.metadata.src_node_id: reply for reply in messages}
-    problems = []
-    for node, name in sorted(expected.items(), key=lambda item: item[1]):
-        if node not in replies:
-            problems.append(f"{name} did not answer in time")
-        elif replies[node].has_error():
-            problems.append(f"{name} failed: {replies[node].error.reason}")
-    if problems:
-        raise MessageError(f"{what}: " + "; ".join(problems))
-    return [replies[node] for node, _ in sorted(expected.items(), key=lambda item: item[1])]
 
 
 def _split_result(split: str, values: Mapping[str, float | None]) -> SplitResult:

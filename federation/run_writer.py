@@ -110,6 +110,10 @@ class RunWriter:
         self._save(LAST, step, model, self._progress(training, within_step=True))
         self._write()
 
+    def note(self, **facts: Any) -> None:
+        """Further facts for run.json, written with the next step."""
+        self._note(**facts)
+
     def steps_without_gain(self, step: int) -> int:
         """Steps since the best one; zero while the monitor was never defined."""
         return 0 if self.record.best_step is None else step - self.record.best_step

@@ -182,11 +182,27 @@ class FederationSettings(_Settings):
     local_epochs: Annotated[int, Field(ge=1)] = 1
     """Passes over its own training samples that a site makes in a round."""
     num_sites: Annotated[int, Field(ge=1)] = 2
-    """Sites that must be online before the first round; every one takes part in every round."""
+    """Sites that must be online before the first round."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the sites asked to train in a round, drawn anew for every round; never fewer than the quorum."""
+    quorum: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    """Sites whose replies a round needs; `all` means every site that was asked. Without it the run ends."""
     join_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Longest wait for the sites to come online."""
     round_seconds: Annotated[float, Field(gt=0)] = 86400.0
-    """Longest wait for the replies of one round."""
+    """Longest wait for the replies of one round; the round goes on without late sites if it has its quorum."""
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> "FederationSettings":
+        if self.quorum != "all" and self.quorum > self.num_sites:
+            raise ValueError(f"federation.quorum: expected at most num_sites={self.num_sites}, found {self.quorum}")
+        return self
+
+    @property
+    def sites_a_round(self) -> int:
+        """How many sites are asked to train in a round."""
+        least = 1 if self.quorum == "all" else self.quorum
+        return max(least, round(self.fraction * self.num_sites))
 
 
 class RunSettings(_Settings):

@@ -1,6 +1,6 @@
 """The coordinator's Flower app: runs the rounds and keeps the run's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flwr.app import Context
@@ -25,16 +25,24 @@ def main(grid: Grid, context: Context) -> None:
     coordinate(grid, settings, Path(files.folder))
 
 
-def coordinate(grid: Grid, settings: RunSettings, folder: Path) -> None:
+def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Callable[[], None] = lambda: None) -> None:
     """Run the federation and leave a run folder; a failure after the sites joined is recorded there, and raised."""
     federation = join_sites(grid, settings)
     names = list(federation.joined)
     record = new_record(settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names)
     writer = RunWriter(folder, record)
 
+    refused: list[dict[str, object]] = []
+
     def keep(finished: Round) -> None:
+        refused.extend(
+            {"round": finished.number, "site": site, "reason": reason.removeprefix(": ").strip()}
+            for site, reason in finished.refused.items()
+        )
+        writer.note(refused=refused)
         monitor = mean_monitor(writer.record.monitor, finished.evaluated)
         writer.keep(finished.number, model, _measurements(finished), monitor)
+        after_round()
 
     try:
         model = initial_model(settings)

@@ -26,8 +26,8 @@ from client.records import SiteSpec
 from client.site import CHOSEN, round_folder
 from dipro_model.metrics import score
 from federation.messages import MessageError
-from federation.run_folder import POOLED, RUN, Measurement, RunRecord, append_history, read_history, read_run
-from federation.settings import RunFiles, RunSettings, to_run_config
+from federation.run_folder import HISTORY, POOLED, RUN, Measurement, RunRecord, append_history, read_history, read_run
+from federation.settings import RunFiles, RunSettings, SettingsError, to_run_config
 
 CONNECTION = "simulation"
 _START_SECONDS = 60
@@ -60,20 +60,30 @@ def simulate(
 
     Raises MessageError with the server's own words where the run failed; the logs stay in `folder`/flower.
     """
-    if settings.federation.num_sites != len(specs):
-        federation = settings.federation.model_copy(update={"num_sites": len(specs)})
-        settings = settings.model_copy(update={"federation": federation})
+    settings = for_sites(settings, specs)
     folder, home = folder.resolve(), folder.resolve() / "flower"
     home.mkdir(parents=True)
-    _write_sites(specs, folder)
+    write_sites(specs, folder)
     app = _copy_app(home)
     with _superlink(home, app) as address:
         _write_connection(home, address)
         run_config = _write_run_config(settings, folder)
         _run(home, app, run_config, len(specs), resources or Resources(), folder, on_round)
-    record = _finished(folder)
-    _collect(specs, settings, folder)
+    record = finished_record(folder)
+    collect(specs, settings, folder)
     return record
+
+
+def for_sites(settings: RunSettings, specs: Sequence[SiteSpec]) -> RunSettings:
+    """The settings of a federation of so many sites. Raises SettingsError for a quorum that they cannot meet."""
+    if settings.federation.num_sites == len(specs):
+        return settings
+    if settings.federation.quorum != "all" and settings.federation.quorum > len(specs):
+        raise SettingsError(
+            f"federation.quorum: expected at most {len(specs)}, the number of sites, found {settings.federation.quorum}"
+        )
+    federation = settings.federation.model_copy(update={"num_sites": len(specs)})
+    return settings.model_copy(update={"federation": federation})
 
 
 def _copy_app(home: Path) -> Path:
@@ -91,7 +101,8 @@ def _copy_app(home: Path) -> Path:
     return app
 
 
-def _write_sites(specs: Sequence[SiteSpec], folder: Path) -> None:
+def write_sites(specs: Sequence[SiteSpec], folder: Path) -> None:
+    """The list that tells a simulated node which site it is."""
     sites = [
         {
             "name": spec.name,
@@ -172,7 +183,7 @@ def _run(
         f"client-resources-num-gpus={resources.num_gpus}"
     )
     command = [_tool("flwr"), "run", str(app), CONNECTION, "--stream", "--run-config", str(run_config)]
-    log, seen = home / "run.log", 0
+    log, tell = home / "run.log", tell_new_rounds(folder, on_round)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--federation-config", federation],
@@ -184,23 +195,29 @@ def _run(
         try:
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)
-                seen = _report(folder, seen, on_round)
+                tell()
         finally:
             process.kill()
             process.wait()
-    _report(folder, seen, on_round)
+    tell()
     if not (folder / RUN).is_file():
         raise MessageError(f"the federated run ended before its first round: {_last_error(log)}; the log is {log}")
 
 
-def _report(folder: Path, seen: int, on_round: OnRound) -> int:
-    """Tell the lines of the history that are new."""
-    if not (folder / "history.jsonl").is_file():
-        return seen
-    lines = read_history(folder)
-    if len(lines) > seen:
-        on_round(lines[seen:])
-    return len(lines)
+def tell_new_rounds(folder: Path, on_round: OnRound) -> Callable[[], None]:
+    """A function that tells the lines of the history that are new since it was last called."""
+    seen = 0
+
+    def tell() -> None:
+        nonlocal seen
+        if not (folder / HISTORY).is_file():
+            return
+        lines = read_history(folder)
+        if len(lines) > seen:
+            on_round(lines[seen:])
+        seen = len(lines)
+
+    return tell
 
 
 def _last_error(log: Path) -> str:
@@ -208,7 +225,8 @@ def _last_error(log: Path) -> str:
     return lines[-1] if lines else "it left no message"
 
 
-def _finished(folder: Path) -> RunRecord:
+def finished_record(folder: Path) -> RunRecord:
+    """The record of a run that ended well. Raises MessageError with the server's own words otherwise."""
     record = read_run(folder)
     if record.status != "finished":
         reason = record.more.get("error", f"its status is still {record.status!r}")
@@ -216,7 +234,7 @@ def _finished(folder: Path) -> RunRecord:
     return record
 
 
-def _collect(specs: Sequence[SiteSpec], settings: RunSettings, folder: Path) -> None:
+def collect(specs: Sequence[SiteSpec], settings: RunSettings, folder: Path) -> None:
     """What only a simulation may do: bring the sites' predictions together, and measure the pooled patients."""
     for spec in specs:
         source = predictions_path(_site_folder(folder, spec) / CHOSEN, spec.name)
@@ -226,7 +244,8 @@ def _collect(specs: Sequence[SiteSpec], settings: RunSettings, folder: Path) -> 
     history = read_history(folder)
     for step in sorted({line.step for line in history}):
         lines = [line for line in history if line.step == step]
-        validation = _round_metrics(step, specs, settings, folder)
+        present = {line.site for line in lines if line.split == "val"}
+        validation = _round_metrics(step, [spec for spec in specs if spec.name in present], settings, folder)
         append_history(folder, [_pooled(lines, "train", {}), _pooled(lines, "val", validation)])
 
 

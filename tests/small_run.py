@@ -8,7 +8,7 @@ from client.app import app
 from federation.checkpoint import load_checkpoint
 from federation.settings import RunFiles, RunSettings, load_settings, to_run_config
 from server.app import coordinate
-from tests.in_process_grid import InProcessGrid
+from simulation.in_process import InProcessGrid
 
 SMALL = (
     "model.backbone_depth=10",

@@ -21,7 +21,7 @@ from federation.initial import initial_model
 from federation.settings import RunFiles, RunSettings, to_run_config
 from federation.weights import flatten_weights
 from server.app import coordinate
-from tests.in_process_grid import InProcessGrid
+from simulation.in_process import InProcessGrid
 from tests.make_cohort import reseal, write_cohort
 from tests.small_run import last_weights, small_settings
 

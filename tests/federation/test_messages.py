@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Message
 
 # Flower creates messages for the task that its process works on; a test's process is no task, so it says it is one.
 from flwr.supercore.task_identity import TaskIdentity
@@ -14,9 +14,7 @@ from federation.messages import (
     EvaluateReply,
     Instruction,
     JoinReply,
-    MessageError,
     TrainReply,
-    check_replies,
 )
 from federation.results import SplitResult
 
@@ -83,16 +81,3 @@ def test_an_evaluation_survives_the_way_undefined_metrics_too(splits: dict[str, 
     parsed = EvaluateReply.parse(Message(reply.record(), reply_to=_sent()))
     assert parsed == reply
     assert list(parsed.splits) == [split for split in SPLITS if split in splits]
-
-
-def test_replies_come_in_the_order_of_the_names() -> None:
-    answered = {node: Message(_instruction().record(), reply_to=_sent(node)) for node in (5, 6, 7)}
-    names = {5: "west", 6: "north", 7: "south"}
-    ordered = check_replies([answered[7], answered[5], answered[6]], names, "round 1, train")
-    assert [reply.metadata.src_node_id for reply in ordered] == [6, 7, 5]
-
-
-def test_every_site_that_failed_is_named() -> None:
-    failed = Message(Error(code=8, reason="no space left"), reply_to=_sent(5))
-    with pytest.raises(MessageError, match="round 2, train: north did not answer in time; west failed: no space left"):
-        check_replies([failed], {5: "west", 6: "north"}, "round 2, train")

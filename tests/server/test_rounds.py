@@ -4,18 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from client.app import _records, app
 from client.cohort import Cohort, open_cohort
 from federation.messages import ARRAYS, METRICS, TRAIN, WEIGHT_KEY, EvaluateReply, MessageError
 from federation.results import SplitResult
 from federation.run_folder import read_history, read_run
-from federation.settings import RunFiles, to_run_config
+from federation.settings import FederationSettings, RunFiles, RunSettings, to_run_config
 from server.app import coordinate, mean_monitor
-from tests.in_process_grid import InProcessGrid
+from server.rounds import Federation, participants
+from simulation.in_process import InProcessGrid
 from tests.make_cohort import write_cohort
-from tests.small_run import federate, small_settings
+from tests.small_run import federate, last_weights, small_settings
 
 
 @pytest.fixture
@@ -71,6 +73,93 @@ def test_a_reply_that_cannot_be_averaged_ends_the_run(tmp_path: Path, cohorts: l
     record = read_run(tmp_path / "run")
     assert record.status == "failed"
     assert "south" in record.more["error"] or "array" in record.more["error"]
+
+
+@pytest.mark.parametrize(
+    ("tampering", "reason"),
+    [
+        (lambda reply: None, "did not answer in time"),
+        (lambda reply: Message(Error(code=8, reason="no space left"), reply_to=_question(reply)), "no space left"),
+        (lambda reply: _changed(reply, _not_finite), "expected finite weights, found 1 that are not"),
+        (lambda reply: _changed(reply, _another_name), "its reply is signed 'north'"),
+        (lambda reply: _changed(reply, _empty), "expected a reply to train, found a message of another form"),
+    ],
+)
+def test_a_round_with_its_quorum_goes_on_without_a_site(tmp_path: Path, cohorts: list[Path], tampering, reason) -> None:
+    def tamper(reply: Message) -> Message | None:
+        content = reply.content if reply.has_content() else None
+        is_south = content is not None and content.config_records["config"]["site"] == "south"
+        return tampering(reply) if is_south and reply.metadata.message_type == TRAIN else reply
+
+    settings = small_settings("federation.rounds=1", "federation.quorum=1", "federation.round_seconds=8")
+    federate(tmp_path / "run", cohorts, settings, tamper=tamper)
+    record = read_run(tmp_path / "run")
+    (refused,) = record.more["refused"]
+    assert (record.status, refused["round"], refused["site"]) == ("finished", 1, "south")
+    assert reason in refused["reason"]
+    alone = federate(tmp_path / "alone", cohorts[:1], small_settings("federation.rounds=1", "federation.num_sites=1"))
+    for name, tensor in last_weights(tmp_path / "run").items():
+        assert torch.equal(tensor, alone[name]), name
+
+
+def _question(reply: Message) -> Message:
+    question = Message(RecordDict(), dst_node_id=reply.metadata.src_node_id, message_type=TRAIN)
+    question.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+    return question
+
+
+def _changed(reply: Message, change) -> Message:
+    change(reply)
+    return reply
+
+
+def _another_name(reply: Message) -> None:
+    reply.content.config_records["config"]["site"] = "north"
+
+
+def _empty(reply: Message) -> None:
+    reply.content = RecordDict()
+
+
+def test_a_quorum_that_never_comes_ends_the_run_with_the_last_round_kept(tmp_path: Path, cohorts: list[Path]) -> None:
+    rounds = {"north": 0, "south": 0}
+
+    def tamper(reply: Message) -> Message | None:
+        site = str(reply.content.config_records["config"]["site"])
+        rounds[site] += reply.metadata.message_type == TRAIN
+        return None if site == "south" and rounds[site] > 1 else reply
+
+    settings = small_settings("federation.rounds=3", "federation.quorum=2", "federation.round_seconds=10")
+    words = "round 2, train: expected replies of 2 sites or more, 1 came: south did not answer in time"
+    with pytest.raises(MessageError, match=words):
+        federate(tmp_path / "run", cohorts, settings, tamper=tamper)
+    assert read_run(tmp_path / "run").status == "failed"
+    assert {line.step for line in read_history(tmp_path / "run")} == {1}
+    first = federate(tmp_path / "first", cohorts, settings.model_copy(update={"federation": _rounds(settings, 1)}))
+    kept = last_weights(tmp_path / "run")
+    # One round of one has another place on the schedule's cosine, but the first epoch of either has the full rate.
+    assert all(torch.equal(kept[name], tensor) for name, tensor in first.items())
+
+
+def _rounds(settings: RunSettings, rounds: int) -> FederationSettings:
+    return settings.federation.model_copy(update={"rounds": rounds})
+
+
+def test_a_share_of_the_sites_is_drawn_anew_for_every_round() -> None:
+    def drawn(server_round: int, *overrides: str) -> list[str]:
+        settings = small_settings("federation.num_sites=6", *overrides)
+        nodes = {1000 + number: f"site {number}" for number in range(6)}
+        federation = Federation(grid=InProcessGrid(app, {}, []), settings=settings, nodes=nodes, joined={})
+        return list(participants(federation, server_round).values())
+
+    assert drawn(1) == [f"site {number}" for number in range(6)]
+    half = [drawn(number, "federation.fraction=0.5") for number in range(1, 40)]
+    assert all(len(sites) == 3 and sites == sorted(sites) for sites in half)
+    assert {site for sites in half for site in sites} == set(drawn(1))
+    assert len({tuple(sites) for sites in half}) > 10
+    assert drawn(7, "federation.fraction=0.5") == half[6]
+    assert drawn(7, "federation.fraction=0.5", "seed=29") != half[6] or drawn(8, "seed=29") != half[7]
+    assert len(drawn(1, "federation.fraction=0.1", "federation.quorum=4")) == 4
 
 
 def test_a_site_that_cannot_take_part_is_named(tmp_path: Path, cohorts: list[Path]) -> None:

@@ -18,8 +18,9 @@ from dipro_model.vocabulary import Task
 from federation.messages import MessageError
 from federation.run_folder import POOLED, read_history, read_run
 from simulation.flower import project_folder, simulate
+from simulation.in_process import simulate_in_process
 from tests.make_cohort import write_cohort
-from tests.small_run import federate, last_weights, small_settings
+from tests.small_run import last_weights, small_settings
 
 
 @pytest.mark.slow
@@ -34,12 +35,30 @@ def test_flower_gives_what_one_process_gives(tmp_path: Path) -> None:
     record = simulate(specs, settings, tmp_path / "flower", on_round=seen.extend)
     assert (record.status, record.sites) == ("finished", ("north", "south"))
     assert {line.step for line in seen} == {1, 2}
+    seen_here = []
     with _one_thread():
-        expected = federate(tmp_path / "here", cohorts, settings)
+        simulate_in_process(specs, settings, tmp_path / "here", on_round=seen_here.extend)
+    expected = last_weights(tmp_path / "here")
     for name, tensor in last_weights(tmp_path / "flower").items():
         assert float((tensor - expected[name]).abs().max()) <= 1e-6, name
+    _check_same_history(tmp_path / "flower", tmp_path / "here")
+    assert [(line.step, line.site, line.split) for line in seen] == [
+        (line.step, line.site, line.split) for line in seen_here
+    ]
     _check_pooled(tmp_path / "flower", settings.federation.rounds)
     _check_nothing_is_left(tmp_path)
+
+
+def _check_same_history(flower: Path, here: Path) -> None:
+    for one, other in zip(read_history(flower), read_history(here), strict=True):
+        assert (one.step, one.site, one.split, one.num_samples) == (
+            other.step,
+            other.site,
+            other.split,
+            other.num_samples,
+        )
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
 
 
 @contextlib.contextmanager

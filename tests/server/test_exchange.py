@@ -1,0 +1,71 @@
+"""Replies as they come: matched with their question, in the order of the names, until the time is over."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+
+from server.exchange import ask, in_order
+from simulation.in_process import InProcessGrid
+
+NODES = {1000: "west", 1001: "north", 1002: "south"}
+
+
+def _grid(**options) -> InProcessGrid:
+    def echo(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"config": ConfigRecord({"node": context.node_id})}), reply_to=message)
+
+    return InProcessGrid(echo, {}, [{}] * len(NODES), **options)
+
+
+def _ask(grid: InProcessGrid, seconds: float = 60.0) -> Iterator[tuple[str, Message]]:
+    return ask(grid, RecordDict(), "train", NODES, seconds)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+def test_replies_arrive_one_by_one_and_are_put_in_the_order_of_the_names(order: list[int]) -> None:
+    arrived = [site for site, _ in _ask(_grid(answer_order=order))]
+    assert arrived == [list(NODES.values())[number] for number in order]
+    sorted_replies = list(in_order(_ask(_grid(answer_order=order)), sorted(NODES.values())))
+    assert [site for site, _ in sorted_replies] == ["north", "south", "west"]
+    for site, reply in sorted_replies:
+        assert NODES[int(str(reply.content.config_records["config"]["node"]))] == site
+
+
+def test_a_site_is_read_before_the_next_one_works() -> None:
+    answered: list[str] = []
+    grid = _grid(tamper=lambda reply: answered.append("one") or reply)
+    for number, _ in enumerate(_ask(grid), start=1):
+        assert len(answered) == number
+
+
+def test_a_silent_site_ends_with_the_time_and_holds_back_nobody() -> None:
+    grid = _grid(tamper=lambda reply: None if reply.metadata.src_node_id == 1001 else reply)
+    start = time.monotonic()
+    assert [site for site, _ in in_order(_ask(grid, 0.5), sorted(NODES.values()))] == ["south", "west"]
+    assert 0.4 < time.monotonic() - start < 30
+
+
+def test_a_reply_that_answers_nothing_asked_is_passed_over() -> None:
+    grid, pull = _grid(), InProcessGrid.pull_messages
+    earlier = [reply for _, reply in _ask(grid)]
+
+    class Stale(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            replies = pull(self, message_ids)
+            return [*earlier, *replies, *replies]
+
+    grid.__class__ = Stale
+    assert [site for site, _ in _ask(grid)] == list(NODES.values())
+
+
+def test_an_error_counts_for_the_site_that_was_asked() -> None:
+    def lost(reply: Message) -> Message:
+        question = Message(RecordDict(), dst_node_id=1, message_type="train")
+        question.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+        return Message(Error(code=3, reason="gone"), reply_to=question)
+
+    replies = dict(_ask(_grid(tamper=lost)))
+    assert set(replies) == set(NODES.values())
+    assert all(reply.has_error() and reply.metadata.src_node_id == 1 for reply in replies.values())
