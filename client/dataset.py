@@ -54,30 +54,38 @@ class SampleSet(Dataset[Stay]):
         self.samples: list[Sample] = [
             sample for site in sites for sample in _samples(site, task) if sample.stay.split == split
         ]
+        # Made when a sample is first read; a megabyte for a thousand samples.
+        self._values: dict[int, dict[str, torch.Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Stay:
         sample = self.samples[index]
-        stay, rows = sample.stay, sample.stay.image_rows[sample.frames]
-        hours = stay.image_hours[sample.frames]
+        rows = sample.stay.image_rows[sample.frames]
+        if not self.inputs.sequence:
+            rows = rows[[-1, -1]]
+        if index not in self._values:
+            self._values[index] = self._values_of(sample)
+        return Stay(regions=self._images(sample.site, rows), **self._values[index])
+
+    def _values_of(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """Everything of a sample but its images: views of the stay's arrays, and little beside them."""
+        stay, hours = sample.stay, sample.stay.image_hours[sample.frames]
         intervals = np.stack([hours[:-1], hours[1:]], axis=-1)
         regions = self._region_progression(sample)
         if not self.inputs.sequence:
-            rows = rows[[-1, -1]]
             intervals = np.array([[min(0.0, hours[-1]), hours[-1]]], np.float32)
             regions = np.stack([not_mentioned()])
         whole_stay = self.task is not Task.DISEASE_PROGRESSION
-        return Stay(
-            regions=self._images(sample.site, rows),
-            ehr=torch.from_numpy(stay.ehr[sample.steps]),
-            ehr_hours=torch.from_numpy(stay.ehr_hours[sample.steps]),
-            intervals=torch.from_numpy(intervals),
-            demographics=torch.from_numpy(stay.demographics),
-            label=torch.tensor(sample.label[0] if whole_stay else sample.label, dtype=torch.int64),
-            region_progression=torch.from_numpy(regions.astype(np.int64)),
-        )
+        return {
+            "ehr": torch.from_numpy(stay.ehr[sample.steps]),
+            "ehr_hours": torch.from_numpy(stay.ehr_hours[sample.steps]),
+            "intervals": torch.from_numpy(intervals),
+            "demographics": torch.from_numpy(stay.demographics),
+            "label": torch.tensor(sample.label[0] if whole_stay else sample.label, dtype=torch.int64),
+            "region_progression": torch.from_numpy(regions.astype(np.int64)),
+        }
 
     def load(self) -> None:
         """Bring into memory what samples are cut from, before processes that read ahead are forked."""
