@@ -53,10 +53,16 @@ def _check_code(instruction: Instruction) -> None:
 
 def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
     _check_code(instruction)
-    model = DiPro(settings.config())
+    model = _network(settings)
     if instruction.layout_digest != layout_digest(model):
         raise MessageError("the server's model has other tensors than this site's settings give; use the same settings")
     return model
+
+
+@lru_cache(maxsize=1)
+def _network(settings: RunSettings) -> DiPro:
+    """The network of a run, which every instruction fills with its weights: making one takes longer than that."""
+    return DiPro(settings.config())
 
 
 def _site(context: Context) -> Site:
@@ -92,7 +98,7 @@ def _simulated(context: Context, files: RunFiles) -> tuple[SiteSpec, Path]:
     return spec, Path(site["folder"])
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=128)
 def _records(spec: SiteSpec, crop_pixels: int) -> SiteRecords:
     """A simulation's workers live on between messages: they read a site once. A deployed site is a new process."""
     return SiteRecords(spec, crop_pixels=crop_pixels)

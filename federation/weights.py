@@ -18,7 +18,13 @@ class WeightsError(ValueError):
 
 def flatten_weights(model: nn.Module) -> np.ndarray:
     """float32 [number]: all floating tensors of the state dict one behind the other."""
-    return torch.cat([tensor.detach().reshape(-1).float() for tensor in _floating(model).values()]).cpu().numpy()
+    tensors = list(_floating(model).values())
+    flat, start = np.empty(sum(tensor.numel() for tensor in tensors), np.float32), 0
+    for tensor in tensors:
+        # One copy, whatever the memory order of the tensor.
+        np.copyto(flat[start : start + tensor.numel()].reshape(tensor.shape), tensor.detach().float().cpu().numpy())
+        start += tensor.numel()
+    return flat
 
 
 def check_weights(model: nn.Module, flat: np.ndarray) -> None:
@@ -41,13 +47,19 @@ def unflatten_weights(model: nn.Module, flat: np.ndarray, *, keep_frozen: bool =
     """
     check_weights(model, flat)
     kept = _frozen(model) if keep_frozen else frozenset()
-    # A received array is a read-only buffer, which no tensor may share.
-    values, start = torch.tensor(flat), 0
-    with torch.no_grad():
-        for name, tensor in _floating(model).items():
-            if name not in kept:
-                tensor.copy_(values[start : start + tensor.numel()].reshape(tensor.shape))
-            start += tensor.numel()
+    start = 0
+    for name, tensor in _floating(model).items():
+        if name not in kept:
+            _fill(tensor.detach(), flat[start : start + tensor.numel()].reshape(tensor.shape))
+        start += tensor.numel()
+
+
+def _fill(tensor: Tensor, values: np.ndarray) -> None:
+    if tensor.device.type == "cpu":
+        np.copyto(tensor.numpy(), values, casting="same_kind")
+    else:
+        # A received array is a read-only buffer, which no tensor may share.
+        tensor.copy_(torch.tensor(values))
 
 
 def layout_digest(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from client.app import _records, app
 from client.cohort import Cohort, open_cohort
-from federation.messages import ARRAYS, METRICS, TRAIN, WEIGHT_KEY, EvaluateReply, MessageError
+from federation.messages import ARRAYS, METRICS, RAW, TRAIN, WEIGHT_KEY, EvaluateReply, MessageError
 from federation.results import SplitResult
 from federation.run_folder import read_history, read_run
 from federation.settings import FederationSettings, RunFiles, RunSettings, to_run_config
@@ -41,13 +41,25 @@ def _tampering(change) -> dict:
 
 
 def _not_finite(reply: Message) -> None:
-    weights = reply.content.array_records[ARRAYS]["weights"].numpy().copy()
+    weights = np.frombuffer(reply.content.array_records[ARRAYS]["weights"].data, np.float32).copy()
     weights[0] = np.inf
-    reply.content[ARRAYS] = ArrayRecord({"weights": Array(weights)})
+    reply.content[ARRAYS] = ArrayRecord({"weights": _raw(weights)})
+
+
+def _raw(weights: np.ndarray) -> Array:
+    return Array("float32", weights.shape, RAW, weights.tobytes())
 
 
 def _other_shape(reply: Message) -> None:
-    reply.content[ARRAYS] = ArrayRecord({"weights": Array(np.ones(1, np.float32))})
+    reply.content[ARRAYS] = ArrayRecord({"weights": _raw(np.ones(1, np.float32))})
+
+
+def _other_type(reply: Message) -> None:
+    reply.content[ARRAYS] = ArrayRecord({"weights": Array(np.ones(4))})
+
+
+def _torn(reply: Message) -> None:
+    reply.content[ARRAYS] = ArrayRecord({"weights": Array("float32", (2,), RAW, b"1234567")})
 
 
 def _huge_count(reply: Message) -> None:
@@ -63,6 +75,8 @@ def _two_arrays(reply: Message) -> None:
     [
         (_not_finite, "south: expected finite weights, found 1 that are not"),
         (_other_shape, r"south: expected weights as float32 \[\d+\], found float32 \[1\]"),
+        (_other_type, "south: expected weights as raw float32, found float64 as 'numpy.ndarray'"),
+        (_torn, "south: expected a reply to train, found a message of another form"),
         (_huge_count, "south: expected 8 training samples, as it said when it joined, got 1000000000"),
         (_two_arrays, "expected the single array `weights`, found 2 arrays"),
     ],
