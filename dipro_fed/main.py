@@ -10,6 +10,7 @@ from dipro_fed.compare import compare
 from dipro_fed.demo import demo
 from dipro_fed.evaluate import evaluate
 from dipro_fed.inspect import inspect
+from dipro_fed.partition import partition
 from dipro_fed.pictures import pictures
 from dipro_fed.predict import predict
 from dipro_fed.prepare import prepare
@@ -38,6 +39,7 @@ def main(
 
 app.command()(synthesize)
 app.command()(prepare)
+app.command()(partition)
 app.command()(train)
 app.command()(simulate)
 app.command()(evaluate)

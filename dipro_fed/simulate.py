@@ -7,16 +7,24 @@ from typing import Annotated
 import typer
 
 from dipro_fed.options import (
+    Alpha,
     Cohorts,
     Config,
+    Exponent,
+    GapWords,
+    MinPatients,
     NumSites,
     Out,
     Overrides,
+    PartitionPath,
     PartitionSeed,
+    SchemeWord,
     Seed,
+    Sigma,
     TaskName,
     gather_overrides,
     require_fresh,
+    scheme_of,
 )
 
 
@@ -37,6 +45,13 @@ def simulate(
     seed: Seed = None,
     sites: NumSites = None,
     partition_seed: PartitionSeed = 0,
+    scheme: SchemeWord = None,
+    alpha: Alpha = None,
+    sigma: Sigma = None,
+    exponent: Exponent = None,
+    gap: GapWords = None,
+    min_patients: MinPatients = None,
+    partition: PartitionPath = None,
     engine: Annotated[
         Engine, typer.Option(help="flower: `flwr run`, a process a site; in-process: sites in turn, no start-up.")
     ] = Engine.FLOWER,
@@ -49,14 +64,27 @@ def simulate(
     from simulation.flower import Resources
     from simulation.flower import simulate as run_simulation
     from simulation.in_process import simulate_in_process
-    from simulation.sites import choose_sites
+    from simulation.partition.choose import FOLDER, choose_partitioned_sites, keep_partition
 
     given = gather_overrides(task=task, seed=seed, federation__rounds=rounds)
     settings = load_settings(config, [*(override or []), *given])
     require_fresh(out)
-    specs = choose_sites(cohorts, num_sites=sites, seed=partition_seed)
+    asked = scheme_of(
+        scheme,
+        num_sites=sites,
+        alpha=alpha,
+        sigma=sigma,
+        exponent=exponent,
+        gaps=gap,
+        min_patients=min_patients,
+    )
+    specs, drawn = choose_partitioned_sites(
+        cohorts, settings.task, num_sites=sites, seed=partition_seed, scheme=asked, manifest=partition
+    )
     resources = Resources(num_cpus=site_cpus, num_gpus=site_gpus)
     run = partial(run_simulation, resources=resources) if engine is Engine.FLOWER else simulate_in_process
     with round_display(settings.federation.rounds, f"{settings.task}, federated, {len(specs)} sites") as on_round:
         record = run(specs, settings, out, on_round=on_round)
+    if drawn is not None:
+        keep_partition(drawn, out / FOLDER)
     print_results(record)

@@ -6,14 +6,22 @@ from typing import Annotated
 import typer
 
 from dipro_fed.options import (
+    Alpha,
     Cohorts,
     Config,
+    Exponent,
+    GapWords,
+    MinPatients,
     NumSites,
     Overrides,
+    PartitionPath,
     PartitionSeed,
+    SchemeWord,
     Seed,
+    Sigma,
     TaskName,
     gather_overrides,
+    scheme_of,
 )
 from federation.run_folder import RUN
 from federation.settings import RunSettings
@@ -36,6 +44,13 @@ def train(
     ] = None,
     sites: NumSites = None,
     partition_seed: PartitionSeed = 0,
+    scheme: SchemeWord = None,
+    alpha: Alpha = None,
+    sigma: Sigma = None,
+    exponent: Exponent = None,
+    gap: GapWords = None,
+    min_patients: MinPatients = None,
+    partition: PartitionPath = None,
     only: Annotated[str | None, typer.Option(help="Learn from this site alone; all sites are scored.")] = None,
     name: Annotated[str | None, typer.Option(help="What reports call the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -47,7 +62,7 @@ def train(
     from dipro_fed.display import print_results, training_display
     from federation.resume import require_fresh_or_run
     from federation.settings import load_settings
-    from simulation.sites import choose_sites
+    from simulation.partition.choose import FOLDER, choose_partitioned_sites, keep_partition
     from simulation.train import train as train_model
 
     if seeds is not None and seed is not None:
@@ -57,7 +72,18 @@ def train(
     runs = {out: settings} if seeds is None else _run_for_each(out, settings, seeds)
     for folder in runs:
         require_fresh_or_run(folder)
-    specs = choose_sites(cohorts, num_sites=sites, seed=partition_seed)
+    asked = scheme_of(
+        scheme,
+        num_sites=sites,
+        alpha=alpha,
+        sigma=sigma,
+        exponent=exponent,
+        gaps=gap,
+        min_patients=min_patients,
+    )
+    specs, drawn = choose_partitioned_sites(
+        cohorts, settings.task, num_sites=sites, seed=partition_seed, scheme=asked, manifest=partition
+    )
     for folder, own in runs.items():
         title = f"{own.task}, {name or only or 'centralized'}" + (f", seed {own.seed}" if seeds else "")
         with training_display(own.training.epochs, title) as on_epoch:
@@ -73,6 +99,8 @@ def train(
                 tell=lambda words: typer.echo(words, err=True),
             )
         print_results(record)
+    if drawn is not None:
+        keep_partition(drawn, out / FOLDER)
     if seeds is not None:
         _sum_up(list(runs), out)
 
