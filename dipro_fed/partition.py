@@ -22,6 +22,7 @@ from dipro_fed.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from client.gaps import Gaps
     from simulation.partition.manifest import Partition
 
 
@@ -69,24 +70,31 @@ def partition(
 
 
 def print_partition(partition: "Partition", console: "Console") -> None:
-    """A row a site: patients by split, training labels by class, what was taken and what is lacking."""
+    """A row a site: patients by split, training labels by class, images and pairs; then what sites lack."""
+    from rich import box
     from rich.table import Table
 
     from dipro_model.vocabulary import SPLITS, TASK_CLASSES
 
     drawn = f", draw {partition.draw} of at most {partition.max_draws}" if partition.max_draws > 1 else ""
     title = f"{partition.scheme} for {partition.task}, seed {partition.seed}{drawn}: patients by split, training labels"
-    table = Table(title=title, title_justify="left")
-    table.add_column("site", no_wrap=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("site", min_width=6)
     for column in (*SPLITS, *TASK_CLASSES[partition.task], "images", "pairs"):
-        table.add_column(column, justify="right")
-    table.add_column("lacks")
+        # Where a terminal is narrow, names are broken and numbers are not.
+        table.add_column(column, justify="right", min_width=4)
     for site in partition.sites:
         counts = [site.counts[split] for split in SPLITS]
         numbers = [*(own.patients for own in counts), *site.counts["train"].labels.values()]
         numbers += [sum(own.images for own in counts), sum(own.pairs for own in counts)]
-        lacks = [f"{len(site.gaps.variables)} EHR variables"] if site.gaps.variables else []
-        lacks += [] if site.gaps.max_images is None else [f"more than {site.gaps.max_images} images a stay"]
-        lacks += ["region labels"] if site.gaps.no_region_labels else []
-        table.add_row(site.name, *map(str, numbers), ", ".join(lacks))
+        table.add_row(site.name, *map(str, numbers))
     console.print(table)
+    for site in partition.sites:
+        for words in _lacks(site.gaps):
+            console.print(f"{site.name} lacks {words}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _lacks(gaps: "Gaps") -> list[str]:
+    variables = [f"the EHR variables {', '.join(gaps.variables)}"] if gaps.variables else []
+    images = [] if gaps.max_images is None else [f"the images of a stay from number {gaps.max_images + 1} on"]
+    return [*variables, *images, *(["labels by region"] if gaps.no_region_labels else [])]

@@ -1,5 +1,6 @@
 """Who has what, drawn: patients by split, shares of the labels, and what was charted and taken, a row a site."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ _SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 _MOST_NAMED = 30
 """With more sites than this, only some are named and no number is written."""
 _MAX_INCHES = 30.0
-_MAX_LETTERS = 34
+_LETTERS_A_LINE = 27
 
 
 def draw_partition_picture(partition: Partition, out: Path) -> Path:
@@ -31,7 +32,7 @@ def draw_partition_picture(partition: Partition, out: Path) -> Path:
     _draw_labels(axes[1], partition)
     _draw_charted(axes[2], sites)
     _draw_images(axes[3], sites)
-    names = [_short(site.name) for site in sites]
+    names = [textwrap.fill(site.name, _LETTERS_A_LINE) for site in sites]
     step = -(-len(sites) // _MOST_NAMED)
     for place, each in enumerate(axes):
         each.set_ylim(len(sites) - 0.5, -0.5)
@@ -71,7 +72,7 @@ def _draw_labels(axes: Axes, partition: Partition) -> None:
                     )
         left += shares[:, place]
     axes.set_xlim(0, 1)
-    _finish(axes, "share of the labels", f"{partition.task}: training labels", columns=min(len(colors), 3))
+    _finish(axes, "share of the labels", f"{partition.task}: training labels", columns=len(colors))
 
 
 def _draw_charted(axes: Axes, sites: tuple[PartitionSite, ...]) -> None:
@@ -128,6 +129,7 @@ def _finish(axes: Axes, x: str, title: str, *, columns: int) -> None:
         fontsize=7,
         frameon=False,
         handlelength=1.0,
+        columnspacing=1.2,
         borderaxespad=0.2,
     )
 
@@ -136,11 +138,12 @@ def _caption(partition: Partition) -> str:
     drawn = f", draw {partition.draw} of at most {partition.max_draws}" if partition.max_draws > 1 else ""
     cohorts = ", ".join(cohort.name for cohort in partition.cohorts)
     labels = "labels of all pairs and diseases" if partition.task is Task.DISEASE_PROGRESSION else "stays"
+    merged = "; ".join(f"{site.name}: {', '.join(site.groups)}" for site in partition.sites if len(site.groups) > 1)
     return (
         f"{cohorts}, {len(partition.sites)} sites, seed {partition.seed}{drawn}. Every patient is at one site and "
         f"keeps the cohort's split. Numbers in the bars count {labels}. × and bold numbers: what the site lacks; a "
         "dark column without × was charted in few stays of the cohort itself."
-    )
+    ) + (f"\n{merged}." if merged else "")
 
 
 def _words(partition: Partition) -> str:
@@ -156,7 +159,3 @@ def _ink(color: str) -> str:
     """White on a dark colour, black on a light one."""
     red, green, blue = to_rgb(color)
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "black"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _MAX_LETTERS else f"{name[: _MAX_LETTERS - 1]}…"
