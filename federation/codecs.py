@@ -126,7 +126,7 @@ class Codec:
             setting=self.coder.setting(self.compressed.size),
             body=np.concatenate([as_bytes(self.exact.take(weights)), written]),
         )
-        return payload, values - sent if self.coder.feeds_back else None
+        return payload, np.subtract(values, sent, out=values) if self.coder.feeds_back else None
 
     def decode(self, payload: Payload, reference: np.ndarray) -> np.ndarray:
         """The weights, new; what is not trained is the reference's, bit for bit. Raises CodecError."""

@@ -132,5 +132,12 @@ def trainable_mask(model: nn.Module) -> np.ndarray:
 
 
 def _entries(model: nn.Module, names: set[str]) -> Entries:
-    parts = [np.full(tensor.numel(), name in names) for name, tensor in _floating(model).items()]
-    return Entries.of(np.concatenate(parts))
+    runs: list[tuple[int, int]] = []
+    start = 0
+    for name, tensor in _floating(model).items():
+        end = start + tensor.numel()
+        if name in names and start < end:
+            touches = runs and runs[-1][1] == start
+            runs[-1:] = [(runs[-1][0], end)] if touches else [*runs[-1:], (start, end)]
+        start = end
+    return Entries(total=start, runs=tuple(runs))
