@@ -17,6 +17,7 @@ from dipro_model import ClassWeights, DiPro
 from dipro_model.metrics import score
 from dipro_model.vocabulary import SPLITS
 from federation.messages import EvaluateReply, Instruction, JoinReply, TrainReply
+from federation.pooled import ScoreCounts, summarise
 from federation.results import SplitResult
 from federation.settings import RunSettings
 from federation.weights import flatten_weights, unflatten_weights
@@ -79,6 +80,7 @@ class Site:
         unflatten_weights(model, instruction.weights)
         factors = class_weights(self.samples("train"), self.settings).to(self.device)
         results = score_splits(model, [self.records], self.settings, factors, instruction.splits)
+        counted = [] if instruction.final else results
         if self.folder is not None:
             step = CHOSEN if instruction.final else round_folder(instruction.server_round)
             write_predictions(self.folder / step, self.name, to_predictions(results))
@@ -86,7 +88,14 @@ class Site:
             site=self.name,
             splits={samples.split: split_result(samples, scores) for samples, scores in results},
             seconds=time.monotonic() - start,
+            counts={samples.split: self._counts(samples, scores) for samples, scores in counted},
         )
+
+    def _counts(self, samples: SampleSet, scores: Scores) -> ScoreCounts:
+        """What this site discloses of a split's scores, for metrics of all sites' patients as one set."""
+        minimum = self.settings.federation.minimum_cell
+        patients = np.array([subject for _, subject in samples.patients])
+        return summarise(samples.task, scores.labels, scores.probabilities, patients=patients, minimum_cell=minimum)
 
 
 CHOSEN = "chosen"

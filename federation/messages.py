@@ -6,7 +6,7 @@ Three exchanges: `join` (who are you, how many samples), `train` (weights out, w
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from dipro_model.vocabulary import SPLITS
 from federation.results import SplitResult
+from federation.score_counts import ScoreCounts
 
 JOIN, TRAIN, EVALUATE = "query", "train", "evaluate"
 """Flower's message types that the three exchanges travel as."""
@@ -22,7 +23,7 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT_KEY = "num-examples"
 """Key of a reply's number of training samples, which Flower's FedAvg weighs with."""
 
-_FLAT = "weights"
+_FLAT, _COUNTS = "weights", "counts"
 RAW = "raw, little-endian"
 """Name, in an array's `stype`, of plain bytes."""
 
@@ -140,6 +141,8 @@ class EvaluateReply:
     site: str
     splits: Mapping[str, SplitResult]
     seconds: float
+    counts: Mapping[str, ScoreCounts] = field(default_factory=dict)
+    """By split, what the pooled metrics are made from; only of the splits that choose the model."""
 
     def record(self) -> RecordDict:
         values: dict[str, int | float] = {WEIGHT_KEY: sum(split.num_samples for split in self.splits.values())}
@@ -153,21 +156,30 @@ class EvaluateReply:
                     undefined.append(f"{split}|metric|{name}")
                 else:
                     values[f"{split}|metric|{name}"] = value
-        config = ConfigRecord({"site": self.site, "undefined": undefined})
-        return RecordDict({METRICS: MetricRecord(dict(values)), CONFIG: config})
+        config = ConfigRecord({"site": self.site, "undefined": undefined, "counted": list(self.counts)})
+        counts = {
+            f"{_COUNTS}/{split}": ArrayRecord({name: Array(values) for name, values in each.arrays().items()})
+            for split, each in self.counts.items()
+        }
+        return RecordDict({METRICS: MetricRecord(dict(values)), CONFIG: config, **counts})
 
     @classmethod
     @_complete("a reply to evaluate")
     def parse(cls, message: Message) -> "EvaluateReply":
         values: dict[str, float | None] = dict(_metrics(message))
-        undefined = message.content.config_records[CONFIG]["undefined"]
-        values |= dict.fromkeys(cast(list[str], undefined))
+        config, arrays = message.content.config_records[CONFIG], message.content.array_records
+        values |= dict.fromkeys(cast(list[str], config["undefined"]))
+        counts = {
+            split: {name: array.numpy() for name, array in arrays[f"{_COUNTS}/{split}"].items()}
+            for split in cast(list[str], config["counted"])
+        }
         present = {key.split("|")[0] for key in values if "|" in key}
         splits = [split for split in SPLITS if split in present]
         return cls(
             site=_site(message),
             splits={split: _split_result(split, values) for split in splits},
             seconds=cast(float, values["seconds"]),
+            counts={split: ScoreCounts.from_arrays(each) for split, each in counts.items()},
         )
 
 

@@ -187,6 +187,8 @@ class FederationSettings(_Settings):
     """Share of the sites asked to train in a round, drawn anew for every round; never fewer than the quorum."""
     quorum: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     """Sites whose replies a round needs; `all` means every site that was asked. Without it the run ends."""
+    minimum_cell: Annotated[int, Field(ge=1)] = 10
+    """Patients that each number a site discloses for pooled metrics tells of at least; 1 protects nobody."""
     join_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Longest wait for the sites to come online."""
     round_seconds: Annotated[float, Field(gt=0)] = 86400.0

@@ -1,6 +1,6 @@
 """The coordinator's Flower app: runs the rounds and keeps the run's folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context
@@ -9,7 +9,8 @@ from flwr.serverapp import Grid, ServerApp
 from dipro_model.vocabulary import SPLITS
 from federation.initial import initial_model
 from federation.messages import EvaluateReply
-from federation.run_folder import Measurement
+from federation.pooled import PooledMetric, combine, pooled_metrics
+from federation.run_folder import POOLED, Measurement
 from federation.run_writer import RunWriter, new_record
 from federation.settings import RunSettings, SettingsError, from_run_config
 from server.rounds import Round, evaluate, join_sites, run_rounds
@@ -39,9 +40,10 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
             {"round": finished.number, "site": site, "reason": reason.removeprefix(": ").strip()}
             for site, reason in finished.refused.items()
         )
-        writer.note(refused=refused)
-        monitor = mean_monitor(writer.record.monitor, finished.evaluated)
-        writer.keep(finished.number, model, _measurements(finished), monitor)
+        pooled = pooled_validation(finished.evaluated)
+        monitor = pooled[writer.record.monitor]
+        writer.note(refused=refused, monitor_reason=monitor.reason)
+        writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value)
         after_round()
 
     try:
@@ -55,18 +57,13 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         raise
 
 
-def mean_monitor(monitor: str, replies: Sequence[EvaluateReply]) -> float | None:
-    """Mean of the sites' validation monitors, weighted by their validation samples; None where none is defined.
-
-    A mean of AUPRCs is not the AUPRC of the pooled patients; it only chooses the round whose model is kept as best.
-    """
-    results = [reply.splits["val"] for reply in replies]
-    defined = [(value, part.num_samples) for part in results if (value := part.metrics[monitor]) is not None]
-    total = sum(count for _, count in defined)
-    return sum(value * count for value, count in defined) / total if total else None
+def pooled_validation(replies: Sequence[EvaluateReply]) -> dict[str, PooledMetric]:
+    """Metrics of the validation patients of these sites as one set, each with the bounds that its counts allow."""
+    return pooled_metrics(combine([reply.counts["val"] for reply in replies]))
 
 
-def _measurements(finished: Round) -> list[Measurement]:
+def _measurements(finished: Round, pooled: Mapping[str, PooledMetric]) -> list[Measurement]:
+    """Every site's line of the round, then those of all sites together."""
     trained = [
         reply.result().measured(step=finished.number, site=reply.site, split=SPLITS[0], seconds=reply.seconds)
         for reply in finished.trained
@@ -76,4 +73,25 @@ def _measurements(finished: Round) -> list[Measurement]:
         for reply in finished.evaluated
         for split, part in reply.splits.items()
     ]
-    return trained + evaluated
+    values = {name: metric.value for name, metric in pooled.items()}
+    return [*trained, *evaluated, _together(trained, {}), _together(evaluated, values)]
+
+
+def _together(lines: Sequence[Measurement], metrics: Mapping[str, float | None]) -> Measurement:
+    """One split of one round over the patients of all sites: losses are means by sample, metrics are given."""
+    count = sum(line.num_samples for line in lines)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * line.num_samples for value, line in zip(values, lines, strict=True)) / count
+
+    first = lines[0]
+    return Measurement(
+        step=first.step,
+        site=POOLED,
+        split=first.split,
+        loss=mean(line.loss or 0.0 for line in lines),
+        parts={name: mean(line.parts[name] for line in lines) for name in first.parts},
+        metrics=metrics,
+        num_samples=count,
+        seconds=max(line.seconds for line in lines),
+    )

@@ -12,21 +12,18 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import numpy as np
-
-from client.predictions import Predictions, predictions_path, read_predictions
+from client.predictions import predictions_path
 from client.records import SiteSpec
-from client.site import CHOSEN, round_folder
-from dipro_model.metrics import score
+from client.site import CHOSEN
 from federation.messages import MessageError
-from federation.run_folder import HISTORY, POOLED, RUN, Measurement, RunRecord, append_history, read_history, read_run
+from federation.run_folder import HISTORY, RUN, Measurement, RunRecord, read_history, read_run
 from federation.settings import RunFiles, RunSettings, SettingsError, to_run_config
 
 CONNECTION = "simulation"
@@ -70,7 +67,7 @@ def simulate(
         run_config = _write_run_config(settings, folder)
         _run(home, app, run_config, len(specs), resources or Resources(), folder, on_round)
     record = finished_record(folder)
-    collect(specs, settings, folder)
+    collect(specs, folder)
     return record
 
 
@@ -234,53 +231,13 @@ def finished_record(folder: Path) -> RunRecord:
     return record
 
 
-def collect(specs: Sequence[SiteSpec], settings: RunSettings, folder: Path) -> None:
-    """What only a simulation may do: bring the sites' predictions together, and measure the pooled patients."""
+def collect(specs: Sequence[SiteSpec], folder: Path) -> None:
+    """What only a simulation may do: bring the sites' predictions of the chosen model together."""
     for spec in specs:
         source = predictions_path(_site_folder(folder, spec) / CHOSEN, spec.name)
         target = predictions_path(folder, spec.name)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
-    history = read_history(folder)
-    for step in sorted({line.step for line in history}):
-        lines = [line for line in history if line.step == step]
-        present = {line.site for line in lines if line.split == "val"}
-        validation = _round_metrics(step, [spec for spec in specs if spec.name in present], settings, folder)
-        append_history(folder, [_pooled(lines, "train", {}), _pooled(lines, "val", validation)])
-
-
-def _pooled(lines: Sequence[Measurement], split: str, metrics: Mapping[str, float | None]) -> Measurement:
-    """One split of one round over the patients of all sites: losses are means by sample, metrics are given."""
-    parts = [line for line in lines if line.split == split]
-    count = sum(part.num_samples for part in parts)
-
-    def mean(values: Iterable[float]) -> float:
-        return sum(value * part.num_samples for value, part in zip(values, parts, strict=True)) / count
-
-    return Measurement(
-        step=parts[0].step,
-        site=POOLED,
-        split=split,
-        loss=mean(part.loss or 0.0 for part in parts),
-        parts={name: mean(part.parts[name] for part in parts) for name in parts[0].parts},
-        metrics=metrics,
-        num_samples=count,
-        seconds=max(part.seconds for part in parts),
-    )
-
-
-def _round_metrics(
-    step: int, specs: Sequence[SiteSpec], settings: RunSettings, folder: Path
-) -> dict[str, float | None]:
-    """Validation metrics of one round on the union of the sites' patients: exact, not a mean over sites."""
-    first, *others = [_round_predictions(step, spec, settings, folder) for spec in specs]
-    union = first.join(others)
-    metrics = score(settings.task, union.labels.astype(np.int64), union.probabilities)
-    return {name: metric.value for name, metric in metrics.items()}
-
-
-def _round_predictions(step: int, spec: SiteSpec, settings: RunSettings, folder: Path) -> Predictions:
-    return read_predictions(_site_folder(folder, spec) / round_folder(step), settings.task, [spec.name])
 
 
 def project_folder() -> Path:

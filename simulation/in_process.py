@@ -45,7 +45,7 @@ def simulate_in_process(
     tell = tell_new_rounds(folder, on_round)
     coordinate(grid, settings, folder, after_round=tell)
     record = finished_record(folder)
-    collect(specs, settings, folder)
+    collect(specs, folder)
     return record
 
 

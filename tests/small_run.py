@@ -16,6 +16,7 @@ SMALL = (
     "model.width=16",
     "training.learning_rate=1e-3",
     "training.accumulated_batches=2",
+    "federation.minimum_cell=1",
 )
 
 

@@ -9,11 +9,14 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from client.app import _records, app
 from client.cohort import Cohort, open_cohort
-from federation.messages import ARRAYS, METRICS, RAW, TRAIN, WEIGHT_KEY, EvaluateReply, MessageError
-from federation.results import SplitResult
-from federation.run_folder import read_history, read_run
+from client.predictions import read_predictions
+from dipro_model.metrics import score
+from dipro_model.vocabulary import Task
+from federation.messages import ARRAYS, METRICS, RAW, TRAIN, WEIGHT_KEY, MessageError
+from federation.pooled import combine, pooled_metrics, summarise
+from federation.run_folder import POOLED, read_history, read_run
 from federation.settings import FederationSettings, RunFiles, RunSettings, to_run_config
-from server.app import coordinate, mean_monitor
+from server.app import coordinate
 from server.rounds import Federation, participants
 from simulation.in_process import InProcessGrid
 from tests.make_cohort import write_cohort
@@ -216,15 +219,11 @@ def test_a_run_leaves_its_history_results_and_the_sites_own_predictions(tmp_path
     record, history = read_run(tmp_path / "run"), read_history(tmp_path / "run")
     assert (record.status, record.sites, record.kind) == ("finished", ("north", "south"), "federated")
     assert {(line.step, line.site, line.split) for line in history} == {
-        (step, site, split) for step in (1, 2) for site in ("north", "south") for split in ("train", "val")
+        (step, site, split) for step in (1, 2) for site in ("north", "south", POOLED) for split in ("train", "val")
     }
     assert set(record.more["results"]) == {"north", "south"}
     assert set(record.more["results"]["north"]) == {"train", "val", "test"}
-    values = {line.step: [] for line in history}
-    for line in history:
-        if line.split == "val":
-            values[line.step].append(line.metrics["auprc"] * line.num_samples / 8)
-    means = {step: sum(parts) for step, parts in values.items()}
+    means = {line.step: line.metrics["auprc"] for line in history if (line.site, line.split) == (POOLED, "val")}
     assert record.best_step == max(means, key=lambda step: (means[step], -step))
     for site in ("north", "south"):
         kept = sorted(path.name for path in (tmp_path / "run" / site).iterdir())
@@ -251,11 +250,30 @@ def _note(opened: list[tuple[str, str]], own: str, path: Path, how: dict) -> Coh
     return open_cohort(path, **how)
 
 
-def test_the_monitor_leaves_out_sites_where_it_is_undefined() -> None:
-    def reply(value: float | None, count: int) -> EvaluateReply:
-        return EvaluateReply(
-            site="any", splits={"val": SplitResult(num_samples=count, losses={}, metrics={"auprc": value})}, seconds=0.0
-        )
+def test_the_pooled_validation_metric_is_that_of_the_union(tmp_path: Path, cohorts: list[Path]) -> None:
+    federate(tmp_path / "run", cohorts, small_settings("federation.rounds=2"))
+    for step in (1, 2):
+        folders = [tmp_path / "run" / site / f"round_{step:04d}" for site in ("north", "south")]
+        north, south = (read_predictions(each, Task.MORTALITY, [each.parent.name]) for each in folders)
+        union = north.join([south])
+        expected = score(Task.MORTALITY, union.labels.astype(np.int64), union.probabilities)
+        (line,) = [
+            each
+            for each in read_history(tmp_path / "run")
+            if (each.step, each.site, each.split) == (step, POOLED, "val")
+        ]
+        assert line.num_samples == len(union)
+        counts = [
+            summarise(Task.MORTALITY, each.labels.astype(np.int64), each.probabilities, minimum_cell=1)
+            for each in (north, south)
+        ]
+        for name, metric in pooled_metrics(combine(counts)).items():
+            assert line.metrics[name] == pytest.approx(metric.value)
+            assert metric.lower - 1e-9 <= expected[name].value <= metric.upper + 1e-9, name
 
-    assert mean_monitor("auprc", [reply(0.5, 10), reply(1.0, 30), reply(None, 1000)]) == pytest.approx(0.875)
-    assert mean_monitor("auprc", [reply(None, 5)]) is None
+
+def test_a_site_withholds_what_tells_of_too_few_patients(tmp_path: Path, cohorts: list[Path]) -> None:
+    federate(tmp_path / "run", cohorts, small_settings("federation.rounds=1", "federation.minimum_cell=10"))
+    record = read_run(tmp_path / "run")
+    assert (record.status, record.best_step) == ("finished", None)
+    assert "without 2 of 2 sites, which withhold it" in record.more["monitor_reason"]
