@@ -1,9 +1,11 @@
 """Whether a patient is at two sites: sites send salted hashes, and the server counts those that it meets twice.
 
-A run draws a salt, each site hashes the identifiers of its patients with it, and the server compares the sorted hashes.
-It learns how many patients two sites share, and refuses the run; it is not told which. Two limits: identifiers must be
-written alike at both sites, and identifiers of few digits, such as MIMIC's, can be found by hashing all of them, so the
-hashes hide identifiers from those who do not have the salt and no others. They are therefore compared and thrown away.
+A run draws a salt, each site hashes the identifiers of its patients with it, and the server compares the sorted
+hashes. It learns how many patients two sites share, and refuses the run; it is not told which. Two limits.
+Identifiers must name the same person at all sites and be written alike: where hospitals number their patients from 1,
+equal numbers are other people. And identifiers of few digits, such as MIMIC's, can be found by hashing all of them,
+so the hashes hide identifiers from those who do not have the salt and no others; they are to be compared and thrown
+away.
 """
 
 import hashlib
