@@ -1,7 +1,7 @@
 """What a site may disclose of its scores on one split, as additive counts; their sum over sites, and plain arrays."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -100,25 +100,28 @@ def empty_counts(task: Task, bins: int, *, num_sites: int = 1) -> ScoreCounts:
     )
 
 
-def combine(counts: Sequence[ScoreCounts]) -> ScoreCounts:
-    """The counts of all sites together, in whatever order they come.
+def combine(counts: Iterable[ScoreCounts]) -> ScoreCounts:
+    """The counts of all sites together, in whatever order they come; of the histograms only their sum is kept.
 
     Raises PooledError where there is none, or where tasks or grids differ.
     """
-    kinds = sorted({(str(each.task), each.bins) for each in counts})
+    kinds: dict[tuple[Task, int], ScoreCounts] = {}
+    gaps, squares, num_sites = [], [], 0
+    for each in counts:
+        kind = (each.task, each.bins)
+        total = kinds[kind] = kinds.get(kind) or empty_counts(*kind)
+        if len(kinds) > 1:
+            break
+        for name in ("histograms", "decisions", "withheld"):
+            getattr(total, name)[...] += getattr(each, name)
+        gaps.append(each.gaps)
+        squares.append(each.squares)
+        num_sites += each.num_sites
     if len(kinds) != 1:
         found = "; ".join(f"{task} in {bins} bins" for task, bins in kinds) or "none"
         raise PooledError(f"expected score counts of one task in one grid, found {found}; give all sites one setting")
-    return ScoreCounts(
-        task=counts[0].task,
-        bins=counts[0].bins,
-        num_sites=sum(each.num_sites for each in counts),
-        histograms=sum((each.histograms for each in counts[1:]), counts[0].histograms),
-        gaps=_sorted_sum([each.gaps for each in counts]),
-        squares=_sorted_sum([each.squares for each in counts]),
-        decisions=sum((each.decisions for each in counts[1:]), counts[0].decisions),
-        withheld=sum((each.withheld for each in counts[1:]), counts[0].withheld),
-    )
+    (total,) = kinds.values()
+    return replace(total, num_sites=num_sites, gaps=_sorted_sum(gaps), squares=_sorted_sum(squares))
 
 
 def _sorted_sum(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from flwr.app import Array, ArrayRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,8 +144,11 @@ def test_the_order_of_the_sites_changes_nothing(task: Task, minimum_cell: int) -
         summarise(task, *draw_site(task, size, "realistic", generator), minimum_cell=minimum_cell)
         for size in (300, 200, 240, 150)
     ]
+    untouched = replace(counts[0], histograms=counts[0].histograms.copy())
     forward, backward = pooled_metrics(combine(counts)), pooled_metrics(combine(counts[::-1]))
     assert forward == backward
+    assert pooled_metrics(combine(each for each in counts)) == forward
+    assert (counts[0].histograms == untouched.histograms).all()
 
 
 def test_one_site_alone_and_all_sites_in_one_agree_with_cells_of_one() -> None:
@@ -240,6 +245,31 @@ def test_tied_positives_can_score_above_any_order_of_them() -> None:
     assert lower == pytest.approx(1 - math.log(2), abs=0.01)
     tied = np.repeat([0.2, 0.8], 100)
     assert upper == pytest.approx(sk.average_precision_score(tied < 0.5, tied))
+
+
+def test_a_wide_cell_may_gain_by_a_tie_below() -> None:
+    """One positive of bins 0 to 2, below ten negatives: tied with 100 positives in bin 0 it has their precision."""
+    placed = Placed(
+        positive_low=np.array([101, 0, 0, 0]),
+        positive_high=np.array([100, 0, 1, 0]),
+        negative_low=np.array([0, 0, 0, 10]),
+        negative_high=np.array([0, 0, 0, 10]),
+    )
+    scores = np.repeat([0.1, 0.9], [101, 10])
+    assert average_precision(placed).upper == pytest.approx(sk.average_precision_score(scores < 0.5, scores))
+
+
+def test_a_wide_cell_may_lose_below_negatives() -> None:
+    """One positive of bins 0 to 2, below five others; ten negatives in bin 1 may lie above it."""
+    placed = Placed(
+        positive_low=np.array([1, 0, 0, 5]),
+        positive_high=np.array([0, 0, 1, 5]),
+        negative_low=np.array([0, 10, 0, 0]),
+        negative_high=np.array([0, 10, 0, 0]),
+    )
+    positive, scores = np.repeat([True, False, True], [5, 10, 1]), np.repeat([0.9, 0.5, 0.1], [5, 10, 1])
+    lowest = weighted.trapezoid_precision_recall(positive, scores, np.ones((1, 16)))[0]
+    assert trapezoid_precision_recall(placed) == pytest.approx((lowest, 1.0))
 
 
 @settings(deadline=None, derandomize=True, max_examples=20)
@@ -436,6 +466,17 @@ def test_arrays_and_back(task: Task, minimum_cell: int) -> None:
     assert (again.histograms == counts.histograms).all()
     both = combine([again, counts])
     assert ScoreCounts.from_arrays(both.arrays()).num_sites == 2
+
+
+@pytest.mark.parametrize("size", [0, 12, 300])
+def test_arrays_travel_as_flower_arrays(size: int) -> None:
+    """Empty ones, too: a site of twelve withholds everything."""
+    site = draw_site(Task.LENGTH_OF_STAY, size, "realistic", np.random.default_rng(0))
+    counts = summarise(Task.LENGTH_OF_STAY, *site, minimum_cell=5)
+    record = ArrayRecord({name: Array(each) for name, each in counts.arrays().items()})
+    received = ScoreCounts.from_arrays({name: each.numpy() for name, each in record.items()})
+    assert pooled_metrics(received) == pooled_metrics(counts)
+    assert pooled_metrics(combine([received, counts])).keys() == pooled_metrics(counts).keys()
 
 
 @pytest.mark.parametrize(
