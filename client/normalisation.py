@@ -1,13 +1,14 @@
 """A site's own z-scores turned into the agreed ones, in memory; the cohort on disk stays as it was prepared."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from client.cohort import STATISTICS, Cohort, CohortError
-from client.records import StayRecord
+from client.cohort import STATISTICS, Cohort, CohortError, open_cohort
+from client.records import SiteRecords, StayRecord
 from dipro_model.vocabulary import DEMOGRAPHICS, EHR_VARIABLES
 from federation.agreement import Agreement, Scale, affine
 from federation.site_statistics import MEASURES, AgreementError, Schema
@@ -64,6 +65,18 @@ def _table(cohort: Cohort, name: str) -> dict[str, dict[str, Any]]:
     table = cohort.statistics.get(name, {})
     rows = table.items() if isinstance(table, dict) else ()
     return {key: row for key, row in rows if isinstance(row, dict)}
+
+
+def agreed_records(records: SiteRecords, agreement: Agreement) -> SiteRecords:
+    """A copy of a site's records with the agreed z-scores, everything else shared with them.
+
+    The given records stay as they are, so that nothing is mapped twice where they are kept between messages. Raises
+    AgreementError for an agreement that is not this site's, CohortError for a cohort without its statistics.
+    """
+    own = own_scales(open_cohort(records.path, verify_regions=False))
+    agreed = copy(records)
+    agreed.stays = agreed_stays(records.stays, own, agreement, site=records.name)
+    return agreed
 
 
 def check_agreed(site: str, own: OwnScales, agreement: Agreement) -> None:

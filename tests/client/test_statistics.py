@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from client.cohort import Cohort, CohortError, open_cohort
-from client.normalisation import agreed_stays, check_agreed, own_scales
+from client.dataset import SampleSet
+from client.normalisation import agreed_records, agreed_stays, check_agreed, own_scales
 from client.prepare.demographics import DemographicStatistics, body_sizes, raw_demographics
 from client.prepare.ehr import Statistic
 from client.prepare.pipeline import prepare, prepare_ehr
@@ -127,6 +129,18 @@ def usual_values(frame: pd.DataFrame, name: str) -> np.ndarray:
     first, third = np.quantile(values, [0.25, 0.75])
     margin = 1.5 * (third - first)
     return values[(values >= first - margin) & (values <= third + margin)]
+
+
+def test_records_are_copied_not_changed(hospitals, agreement) -> None:
+    """Agreeing twice gives the same as once, though the records are kept between messages."""
+    records = hospitals.records[1]
+    before = {number: stay.ehr.copy() for number, stay in records.stays.items()}
+    once, twice = (SampleSet([agreed_records(records, agreement)], Task.MORTALITY, "train") for _ in range(2))
+    assert all((records.stays[number].ehr == ehr).all() for number, ehr in before.items())
+    assert torch.equal(once[0].ehr, twice[0].ehr)
+    unmapped = SampleSet([records], Task.MORTALITY, "train")[0]
+    assert not torch.equal(once[0].ehr, unmapped.ehr)
+    assert torch.equal(once[0].regions, unmapped.regions)
 
 
 def test_measures_are_pooled_over_what_each_hospital_finds_usual(hospitals, agreement) -> None:
