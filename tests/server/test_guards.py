@@ -123,7 +123,8 @@ def test_the_factor_of_the_norm_guard_is_exact(length: float, goes_on: bool) -> 
 
 def test_two_replies_have_no_meaningful_median() -> None:
     replies = [_reply("east"), _reply("north", 1000)]
-    assert sort_replies(replies, GUARD) == (replies, [])
+    for factor in (10.0, 1.5):
+        assert sort_replies(replies, GUARD, norm_factor=factor) == (replies, [])
     accepted, refused = sort_replies([*replies, _reply("south")], GUARD)
     assert ([reply.site for reply in accepted], [each.site for each in refused]) == (["east", "south"], ["north"])
 
