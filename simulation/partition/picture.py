@@ -16,7 +16,7 @@ from simulation.partition.manifest import Partition, PartitionSite
 _SPLIT_COLORS = dict(zip(SPLITS, (COLORS[0], COLORS[5], COLORS[4]), strict=True))
 _SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 _MOST_NAMED = 30
-"""With more sites than this, only some are named and no number is written."""
+"""With more sites than this, rows are narrow, only some sites are named and no number is written."""
 _MAX_INCHES = 30.0
 _LETTERS_A_LINE = 27
 
@@ -24,14 +24,17 @@ _LETTERS_A_LINE = 27
 def draw_partition_picture(partition: Partition, out: Path) -> Path:
     """Draw the manifest as one PNG."""
     sites = partition.sites
-    height = min(max(0.34 * len(sites), 1.7), _MAX_INCHES)
+    few = len(sites) <= _MOST_NAMED
+    height = min(max((0.34 if few else 0.13) * len(sites), 1.7), _MAX_INCHES)
     figure = Figure(figsize=(16.5, 2.9 + height), layout="constrained")
-    grid = figure.add_gridspec(1, 4, width_ratios=[4.2, 4.2, 7.2, 1.5])
-    axes = [figure.add_subplot(grid[0, column]) for column in range(4)]
+    widths = [4.2, 4.2, 7.2, 1.5] if few else [4.2, 4.2, 7.2]
+    grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
+    axes = [figure.add_subplot(grid[0, column]) for column in range(len(widths))]
     _draw_patients(axes[0], sites)
     _draw_labels(axes[1], partition)
     _draw_charted(axes[2], sites)
-    _draw_images(axes[3], sites)
+    if few:
+        _draw_images(axes[3], sites)
     names = [textwrap.fill(site.name, _LETTERS_A_LINE) for site in sites]
     step = -(-len(sites) // _MOST_NAMED)
     for place, each in enumerate(axes):
@@ -97,9 +100,8 @@ def _draw_images(axes: Axes, sites: tuple[PartitionSite, ...]) -> None:
     for place, value in enumerate(columns.values()):
         for row, site in enumerate(sites):
             text, lacks = value(site)
-            if len(sites) <= _MOST_NAMED:
-                color, weight = (COLORS[1], "bold") if lacks else ("black", "normal")
-                axes.text(place, row, text, ha="center", va="center", fontsize=8, color=color, fontweight=weight)
+            color, weight = (COLORS[1], "bold") if lacks else ("black", "normal")
+            axes.text(place, row, text, ha="center", va="center", fontsize=8, color=color, fontweight=weight)
     axes.set_xticks(range(len(columns)), list(columns), fontsize=7)
     axes.tick_params(left=False, length=0)
     axes.spines[:].set_visible(False)
@@ -138,11 +140,14 @@ def _caption(partition: Partition) -> str:
     drawn = f", draw {partition.draw} of at most {partition.max_draws}" if partition.max_draws > 1 else ""
     cohorts = ", ".join(cohort.name for cohort in partition.cohorts)
     labels = "labels of all pairs and diseases" if partition.task is Task.DISEASE_PROGRESSION else "stays"
+    marks = (
+        f" Numbers in the bars count {labels}. × and bold numbers: what the site lacks; a dark column without × was "
+        "charted in few stays of the cohort itself."
+    )
     merged = "; ".join(f"{site.name}: {', '.join(site.groups)}" for site in partition.sites if len(site.groups) > 1)
     return (
         f"{cohorts}, {len(partition.sites)} sites, seed {partition.seed}{drawn}. Every patient is at one site and "
-        f"keeps the cohort's split. Numbers in the bars count {labels}. × and bold numbers: what the site lacks; a "
-        "dark column without × was charted in few stays of the cohort itself."
+        f"keeps the cohort's split.{marks if len(partition.sites) <= _MOST_NAMED else ''}"
     ) + (f"\n{merged}." if merged else "")
 
 

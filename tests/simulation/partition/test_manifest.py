@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from simulation.partition.manifest import (
     site_specs,
     write_partition,
 )
+from simulation.partition.picture import draw_partition_picture
 from simulation.partition.schemes import Scheme, SchemeName
 from tests.make_cohort import write_cohort
 
@@ -124,6 +126,14 @@ def test_a_simulated_node_gets_the_patients_and_gaps_of_its_site(
         assert found == spec
         assert own == tmp_path / "sites" / spec.name
     assert specs[2].gaps == Gaps(max_images=2)
+
+
+def test_a_picture_of_many_sites_has_narrow_rows(partition: Partition, tmp_path: Path) -> None:
+    many = replace(partition, sites=partition.sites * 10)
+    few_path = draw_partition_picture(partition, tmp_path / "few.png")
+    many_path = draw_partition_picture(many, tmp_path / "many.png")
+    with Image.open(few_path) as few_sites, Image.open(many_path) as many_sites:
+        assert few_sites.height < many_sites.height < 3 * few_sites.height
 
 
 @pytest.mark.parametrize("task", list(Task))
