@@ -1,13 +1,14 @@
 """What a hospital does when the server asks: say who it is, train, evaluate. Knows nothing of Flower."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from client.corrections import GradientCorrection
 from client.dataset import SampleSet, require_every_split, require_trainable
 from client.features import inputs_of
 from client.predictions import Predictions, write_predictions
@@ -16,11 +17,13 @@ from client.training import Scores, class_weights, make_optimizer, place, predic
 from dipro_model import ClassWeights, DiPro
 from dipro_model.metrics import score
 from dipro_model.vocabulary import SPLITS
+from federation.code_digest import code_digest
 from federation.messages import EvaluateReply, Instruction, JoinReply, TrainReply
 from federation.pooled import ScoreCounts, summarise
 from federation.results import SplitResult
+from federation.selection import model_entries
 from federation.settings import RunSettings
-from federation.weights import flatten_weights, unflatten_weights
+from federation.weights import flatten_weights, layout_digest, unflatten_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,10 @@ class Site:
         return JoinReply(site=self.name, num_samples={split: len(self.samples(split)) for split in SPLITS})
 
     def train(self, model: DiPro, weights: np.ndarray, server_round: int) -> TrainReply:
-        """Local epochs from the given weights, which replace the model's own, with a fresh optimizer."""
+        """Local epochs from the given weights, which replace the model's own, with a fresh optimizer.
+
+        With FedProx every step is also pulled towards the given weights.
+        """
         start = time.monotonic()
         settings = self.settings
         require_trainable(self.samples("train"))
@@ -61,17 +67,38 @@ class Site:
         samples = self.samples("train", model)
         optimizer = make_optimizer(model, settings)
         factors = class_weights(samples, settings).to(self.device)
+        pull = self._pull(model, weights)
         local, losses = settings.federation.local_epochs, {}
         for epoch in range((server_round - 1) * local, server_round * local):
             num_epochs = settings.federation.rounds * local
-            losses = train_epoch(model, samples, optimizer, settings, factors, epoch=epoch, num_epochs=num_epochs)
+            losses = train_epoch(
+                model,
+                samples,
+                optimizer,
+                settings,
+                factors,
+                epoch=epoch,
+                num_epochs=num_epochs,
+                before_step=pull,
+            )
         return TrainReply(
             site=self.name,
             num_samples=len(samples),
             weights=flatten_weights(model),
             losses=losses,
             seconds=time.monotonic() - start,
+            server_round=server_round,
+            code_digest=code_digest(),
+            layout_digest=layout_digest(model),
         )
+
+    def _pull(self, model: DiPro, weights: np.ndarray) -> Callable[[], None]:
+        """What is added to the gradients before a step: FedProx's term, else nothing."""
+        mu = self.settings.strategy.parameters().get("mu")
+        if self.settings.strategy.name != "fedprox" or mu is None:
+            return lambda: None
+        anchor = model_entries(model).parameters.take(weights)
+        return GradientCorrection(model, anchor=anchor, strength=mu).apply
 
     def evaluate(self, model: DiPro, instruction: Instruction) -> EvaluateReply:
         """Losses and metrics of the given weights on the asked splits; the predictions themselves stay in `folder`."""

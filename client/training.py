@@ -116,9 +116,12 @@ def train_epoch(
     epoch: int,
     num_epochs: int,
     start: Position | None = None,
+    before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[Position], None] = lambda position: None,
 ) -> dict[str, float]:
     """One pass over the samples; a step's gradient is the mean over the samples of its accumulated batches.
+
+    `before_step` may change the gradients of a step whose loss is finite.
 
     From a position `start` of the same epoch, which `after_step` was told once, the pass goes on as if it had never
     stopped: bit for bit on a CPU with the same number of threads, given the weights and the optimizer of that moment.
@@ -144,6 +147,7 @@ def train_epoch(
             terms = [_backward(model, batch.to(device, non_blocking=True), weights, group_size) for batch in batches]
         if not sums.add(terms, [len(batch) for batch in batches]):
             raise _broken_loss(model, samples, order[seen : seen + group_size], terms, weights, where)
+        before_step()
         optimizer.step()
         seen += group_size
         after_step(_position(step + 1, seen, sums, device))

@@ -1,5 +1,6 @@
 """`dipro-fed simulate`: a federated run on Flower's simulation engine, one process a site, or all in this process."""
 
+import logging
 from enum import StrEnum
 from functools import partial
 from typing import Annotated
@@ -83,6 +84,8 @@ def simulate(
     )
     resources = Resources(num_cpus=site_cpus, num_gpus=site_gpus)
     run = partial(run_simulation, resources=resources) if engine is Engine.FLOWER else simulate_in_process
+    # Flower tells every aggregation; with a simulation of its own that goes into its log.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     with round_display(settings.federation.rounds, f"{settings.task}, federated, {len(specs)} sites") as on_round:
         record = run(specs, settings, out, on_round=on_round)
     if drawn is not None:

@@ -109,6 +109,12 @@ class TrainReply:
     """Mean training loss of the last local epoch (`total`) and its parts."""
     seconds: float
     """Time of the local work."""
+    server_round: int
+    """Round that it answers."""
+    code_digest: str
+    """Digest of the code that the site ran."""
+    layout_digest: str
+    """Digest of the names and shapes that its weights mean."""
 
     def result(self) -> SplitResult:
         """What this says of the training split."""
@@ -117,20 +123,27 @@ class TrainReply:
     def record(self) -> RecordDict:
         metrics = {WEIGHT_KEY: self.num_samples, "seconds": self.seconds}
         metrics |= {f"loss/{name}": value for name, value in self.losses.items()}
-        return RecordDict(
-            {ARRAYS: _pack(self.weights), METRICS: MetricRecord(metrics), CONFIG: ConfigRecord({"site": self.site})}
-        )
+        config = {
+            "site": self.site,
+            "round": self.server_round,
+            "code-digest": self.code_digest,
+            "layout-digest": self.layout_digest,
+        }
+        return RecordDict({ARRAYS: _pack(self.weights), METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config)})
 
     @classmethod
     @_complete("a reply to train")
     def parse(cls, message: Message) -> "TrainReply":
-        metrics = _metrics(message)
+        metrics, config = _metrics(message), message.content.config_records[CONFIG]
         return cls(
             site=_site(message),
             num_samples=int(metrics[WEIGHT_KEY]),
             weights=_unpack(message.content.array_records[ARRAYS]),
             losses={key.removeprefix("loss/"): value for key, value in metrics.items() if key.startswith("loss/")},
             seconds=metrics["seconds"],
+            server_round=cast(int, config["round"]),
+            code_digest=cast(str, config["code-digest"]),
+            layout_digest=cast(str, config["layout-digest"]),
         )
 
 

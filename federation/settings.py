@@ -207,6 +207,58 @@ class FederationSettings(_Settings):
         return max(least, round(self.fraction * self.num_sites))
 
 
+Parameter = Literal["default"] | Annotated[float, Field(ge=0)]
+
+
+class StrategySettings(_Settings):
+    """How the server makes the next model of the replies; docs/strategies.md gives formulas and defaults."""
+
+    name: Literal[
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "qfedavg",
+        "fedmedian",
+        "fedtrimmedavg",
+        "krum",
+        "multikrum",
+        "bulyan",
+    ] = "fedavg"
+    """Flower's strategy of this name. A parameter that it does not have must stay `default`."""
+    mu: Parameter = "default"
+    """FedProx: strength of the pull towards the global model; must be given."""
+    server_rate: Parameter = "default"
+    """FedAvgM, FedAdam, FedYogi, FedAdagrad: learning rate of the server's step."""
+    momentum: Parameter = "default"
+    """FedAvgM: share of the last step that the next one keeps."""
+    beta_1: Parameter = "default"
+    """FedAdam, FedYogi: decay of the first moment."""
+    beta_2: Parameter = "default"
+    """FedAdam, FedYogi: decay of the second moment."""
+    tau: Parameter = "default"
+    """FedAdam, FedYogi, FedAdagrad: size below which an entry's update is damped."""
+    q: Parameter = "default"
+    """QFedAvg: how much more sites of higher loss count."""
+    client_rate: Parameter = "default"
+    """QFedAvg: the sites' learning rate; must be given."""
+    beta: Parameter = "default"
+    """FedTrimmedAvg: share of the replies that is cut off at either end."""
+    num_malicious: Parameter = "default"
+    """Krum, MultiKrum, Bulyan: malicious sites to be borne."""
+    num_selected: Parameter = "default"
+    """MultiKrum: replies that are averaged; must be given."""
+    norm_factor: Annotated[float, Field(ge=0)] = 10.0
+    """Updates longer than so many times the round's median are refused; 0 looks at none, and sums replies at once."""
+
+    def parameters(self) -> dict[str, float]:
+        """The strategy's parameters that are set."""
+        named = self.model_dump(exclude={"name", "norm_factor"})
+        return {name: value for name, value in named.items() if value != "default"}
+
+
 class RunSettings(_Settings):
     """Everything that a run's result depends on, beside the cohorts."""
 
@@ -219,6 +271,7 @@ class RunSettings(_Settings):
     loss: LossSettings = LossSettings()
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
+    strategy: StrategySettings = StrategySettings()
 
     def config(self) -> DiProConfig:
         """The network and objective of this run, with the published values where nothing else is set."""

@@ -48,7 +48,7 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
 
     try:
         model = initial_model(settings)
-        run_rounds(federation, model, keep)
+        run_rounds(federation, model, folder, keep)
         chosen, step = writer.chosen_model()
         replies = evaluate(federation, chosen, step, splits=SPLITS, final=True)
         writer.finish({reply.site: {split: part.metrics for split, part in reply.splits.items()} for reply in replies})

@@ -1,17 +1,17 @@
 """The rounds of a federated run: wait for the sites, train, aggregate, evaluate, keep.
 
-The loop is the project's own, over Flower's grid; Flower's FedAvg does the arithmetic on replies that were checked.
+The loop is the project's own, over Flower's grid; Flower's strategies do the arithmetic on replies that were checked.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
 from dipro_model import DiPro
 from dipro_model.vocabulary import SPLITS
@@ -20,7 +20,6 @@ from federation.messages import (
     EVALUATE,
     JOIN,
     TRAIN,
-    WEIGHT_KEY,
     EvaluateReply,
     Instruction,
     JoinReply,
@@ -28,10 +27,14 @@ from federation.messages import (
     TrainReply,
 )
 from federation.seeds import derive_seed
+from federation.selection import ModelEntries, model_entries
 from federation.settings import RunSettings
-from federation.weights import WeightsError, check_weights, flatten_weights, layout_digest, unflatten_weights
-from server.aggregation import StreamedMean
+from federation.weights import flatten_weights, layout_digest, unflatten_weights
+from server.aggregation import Replies
+from server.aggregator import Aggregator
 from server.exchange import ask, in_order
+from server.guards import Guard, norm_groups
+from server.strategies import StrategyError
 
 _POLL_SECONDS = 0.3
 Reply = TypeVar("Reply", JoinReply, TrainReply, EvaluateReply)
@@ -104,17 +107,22 @@ def join_sites(grid: Grid, settings: RunSettings) -> Federation:
     )
 
 
-def run_rounds(federation: Federation, model: DiPro, on_round: Callable[[Round], None]) -> None:
-    """All rounds; after each the model holds the aggregate and `on_round` is told.
+def run_rounds(federation: Federation, model: DiPro, folder: Path, on_round: Callable[[Round], None]) -> None:
+    """All rounds; after each the model holds the aggregate and `on_round` is told. Replies may wait in `folder`.
 
     A site that is late, fails or sends what it must not is left out of its round, with the reason in `Round.refused`.
-    Raises MessageError with all reasons where fewer sites than the quorum are left; the model is then that of the
-    round before.
+    Raises StrategyError for a strategy that these sites cannot serve, and MessageError with all reasons where fewer
+    sites than the quorum are left; the model is then that of the round before.
     """
-    strategy = FedAvg(weighted_by_key=WEIGHT_KEY)
+    entries = model_entries(model)
+    aggregator = make_aggregator(federation.settings, entries)
     for number in range(1, federation.settings.federation.rounds + 1):
         refusals = Refusals(what=f"round {number}, {TRAIN}")
-        trained, weights = _train(federation, model, strategy, number, refusals)
+        guard = _guard(federation, model, entries, number)
+        factor = federation.settings.strategy.norm_factor
+        with Replies(guard, aggregator, norm_factor=factor, scratch=folder) as replies:
+            trained = _train(federation, model, replies, number, refusals)
+            weights = replies.aggregate()
         unflatten_weights(model, weights, keep_frozen=True)
         evaluated = evaluate(federation, model, number, splits=("val",))
         on_round(Round(number=number, trained=trained, evaluated=evaluated, refused=refusals.reasons))
@@ -143,22 +151,53 @@ def evaluate(
     return evaluated
 
 
-def _train(
-    federation: Federation, model: DiPro, strategy: FedAvg, number: int, refusals: Refusals
-) -> tuple[list[TrainReply], np.ndarray]:
-    """The replies of a round, without their weights, and what the strategy makes of them."""
-    asked, mean, trained = participants(federation, number), StreamedMean(), []
-    replies = _replies(federation, _instruction(model, number), TRAIN, asked)
-    # The messages come in the order of the sites' names, so the sum does not depend on who answered first.
-    for reply, message in _parsed(replies, asked, TrainReply, refusals):
-        problem = _problem(reply, model, federation)
-        if problem is not None:
+def make_aggregator(settings: RunSettings, entries: ModelEntries) -> Aggregator:
+    """The strategy of the settings. Raises StrategyError where it makes no sense for the sites of a round."""
+    strategy, federation = settings.strategy, settings.federation
+    statistics = entries.trained.both(entries.statistics)
+    aggregator = Aggregator(
+        strategy.name,
+        strategy.parameters(),
+        num_sites=federation.sites_a_round,
+        statistics=statistics if statistics.size else None,
+    )
+    if federation.quorum != "all" and federation.quorum < aggregator.least_replies:
+        raise StrategyError(
+            f"federation.quorum: expected {aggregator.least_replies} or more for {strategy.name}, which needs so many "
+            f"replies, found {federation.quorum}"
+        )
+    return aggregator
+
+
+def _guard(federation: Federation, model: DiPro, entries: ModelEntries, number: int) -> Guard:
+    return Guard(
+        server_round=number,
+        code_digest=code_digest(),
+        layout_digest=layout_digest(model),
+        num_samples={site: joined.num_samples[SPLITS[0]] for site, joined in federation.joined.items()},
+        reference=flatten_weights(model),
+        groups=norm_groups(entries),
+        variances=entries.variances,
+    )
+
+
+def _train(federation: Federation, model: DiPro, replies: Replies, number: int, refusals: Refusals) -> list[TrainReply]:
+    """Let the sites of a round train and take their replies in; what each says comes back, without its weights."""
+    asked, trained = participants(federation, number), {}
+    # They come in the order of the sites' names, so that sums do not depend on who answered first.
+    for reply, _ in _parsed(
+        _replies(federation, _instruction(model, number), TRAIN, asked), asked, TrainReply, refusals
+    ):
+        problem = replies.add(reply)
+        if problem is None:
+            trained[reply.site] = replace(reply, weights=np.zeros(0, np.float32))
+        else:
             refusals.reasons[reply.site] = f": {problem}"
-            continue
-        mean.add(reply, message)
-        trained.append(replace(reply, weights=np.zeros(0, np.float32)))
+    for site, problem in replies.refuse_outliers().items():
+        del trained[site]
+        refusals.reasons[site] = f": {problem}"
     refusals.require(_quorum(federation, asked), len(trained))
-    return trained, mean.aggregate(strategy, number)
+    return list(trained.values())
 
 
 def _quorum(federation: Federation, asked: Mapping[int, str]) -> int:
@@ -221,15 +260,3 @@ def _parsed(
             continue
         yield reply, message
     refusals.reasons.update(dict.fromkeys(silent, " did not answer in time"))
-
-
-def _problem(reply: TrainReply, model: DiPro, federation: Federation) -> str | None:
-    """What FedAvg would average in silence: other counts than registered, other shapes, numbers not finite."""
-    registered = federation.joined[reply.site].num_samples[SPLITS[0]]
-    if reply.num_samples != registered:
-        return f"expected {registered} training samples, as it said when it joined, got {reply.num_samples}"
-    try:
-        check_weights(model, reply.weights)
-    except WeightsError as error:
-        return str(error)
-    return None

@@ -60,7 +60,16 @@ def test_a_join_survives_the_way(site: str, counts: tuple[int, int, int]) -> Non
 @given(site=NAMES, values=st.lists(FINITE, min_size=1, max_size=9), losses=st.dictionaries(NAMES, FINITE))
 def test_a_train_reply_survives_the_way(site: str, values: list[float], losses: dict[str, float]) -> None:
     weights = np.array(values, np.float32)
-    reply = TrainReply(site=site, num_samples=4, weights=weights, losses=losses, seconds=1.5)
+    reply = TrainReply(
+        site=site,
+        num_samples=4,
+        weights=weights,
+        losses=losses,
+        seconds=1.5,
+        server_round=3,
+        code_digest="c",
+        layout_digest="d",
+    )
     parsed = TrainReply.parse(Message(reply.record(), reply_to=_sent()))
     np.testing.assert_array_equal(parsed.weights, weights)
     assert (parsed.site, parsed.num_samples, parsed.losses, parsed.seconds) == (site, 4, losses, 1.5)

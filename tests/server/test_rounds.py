@@ -1,6 +1,8 @@
 """A round refuses what FedAvg would average in silence, and names the site."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from client.cohort import Cohort, open_cohort
 from client.predictions import read_predictions
 from dipro_model.metrics import score
 from dipro_model.vocabulary import Task
+from federation.initial import initial_model
 from federation.messages import ARRAYS, METRICS, RAW, TRAIN, WEIGHT_KEY, MessageError
 from federation.pooled import combine, pooled_metrics, summarise
 from federation.run_folder import POOLED, read_history, read_run
-from federation.settings import FederationSettings, RunFiles, RunSettings, to_run_config
+from federation.settings import FederationSettings, RunFiles, RunSettings, StrategySettings, to_run_config
 from server.app import coordinate
 from server.rounds import Federation, participants
+from server.strategies import STRATEGIES, StrategyError
 from simulation.in_process import InProcessGrid
 from tests.make_cohort import write_cohort
 from tests.small_run import federate, last_weights, small_settings
@@ -77,10 +81,10 @@ def _two_arrays(reply: Message) -> None:
     ("change", "words"),
     [
         (_not_finite, "south: expected finite weights, found 1 that are not"),
-        (_other_shape, r"south: expected weights as float32 \[\d+\], found float32 \[1\]"),
+        (_other_shape, r"south: expected weights of shape \[\d+\], found \[1\]"),
         (_other_type, "south: expected weights as raw float32, found float64 as 'numpy.ndarray'"),
         (_torn, "south: expected a reply to train, found a message of another form"),
-        (_huge_count, "south: expected 8 training samples, as it said when it joined, got 1000000000"),
+        (_huge_count, "south: expected 8 training samples, as registered, found 1000000000"),
         (_two_arrays, "expected the single array `weights`, found 2 arrays"),
     ],
 )
@@ -277,3 +281,49 @@ def test_a_site_withholds_what_tells_of_too_few_patients(tmp_path: Path, cohorts
     record = read_run(tmp_path / "run")
     assert (record.status, record.best_step) == ("finished", None)
     assert "without 2 of 2 sites, which withhold it" in record.more["monitor_reason"]
+
+
+def test_strategies_of_the_settings_run_and_change_the_model(tmp_path: Path) -> None:
+    cohorts = [write_cohort(tmp_path / name, num_patients=16, seed=seed) for seed, name in enumerate("abc")]
+
+    def flat(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([each.flatten() for name, each in weights.items() if "running" not in name])
+
+    def run(name: str, *overrides: str) -> torch.Tensor:
+        # Plain gradient steps: Adam would make steps of the same size of a stronger pull.
+        settings = small_settings(
+            "federation.rounds=1",
+            "federation.num_sites=3",
+            "training.optimizer=sgd",
+            "training.batch_size=2",
+            "training.accumulated_batches=1",
+            f"strategy.name={name}",
+            *overrides,
+        )
+        return flat(federate(tmp_path / " ".join([name, *overrides]), cohorts, settings))
+
+    mean = run("fedavg")
+    assert torch.equal(run("fedavg", "strategy.norm_factor=0"), mean)
+    assert torch.allclose(run("fedavgm", "strategy.momentum=0"), mean, atol=1e-6)
+    start = flat({name: each for name, each in initial_model(small_settings()).state_dict().items() if each.ndim})
+    assert torch.allclose(run("fedprox", "strategy.mu=1e-9"), mean, atol=1e-5)
+    pulled = run("fedprox", "strategy.mu=500")
+    assert float((pulled - start).norm()) < 0.8 * float((mean - start).norm())
+    assert not torch.allclose(run("fedmedian"), mean, atol=1e-6)
+
+
+def test_a_strategy_that_the_sites_cannot_serve_is_refused(tmp_path: Path, cohorts: list[Path]) -> None:
+    settings = small_settings("strategy.name=krum")
+    with pytest.raises(StrategyError, match="krum with num_malicious=1 needs 5 sites or more, the federation has 2"):
+        federate(tmp_path / "run", cohorts, settings)
+    assert read_run(tmp_path / "run").status == "failed"
+    settings = small_settings("strategy.name=fedprox")
+    with pytest.raises(StrategyError, match="fedprox: expected a value for mu, found none"):
+        federate(tmp_path / "prox", cohorts, settings)
+
+
+def test_the_settings_name_the_strategies_that_there_are() -> None:
+    names = StrategySettings.model_fields["name"].annotation
+    assert set(get_args(names)) == set(STRATEGIES)
+    known = {key for kind in STRATEGIES.values() for key in kind.parameters}
+    assert set(StrategySettings.model_fields) - {"name", "norm_factor"} == known

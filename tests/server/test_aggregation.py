@@ -1,0 +1,91 @@
+"""From replies to the next model: the same mean whether summed at once or kept on disk, and outliers left out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+from federation.messages import TrainReply
+from federation.selection import Entries
+from server.aggregation import Replies
+from server.aggregator import Aggregator
+from server.guards import Guard
+
+SIZE = 300_000
+"""More than are multiplied together at a time."""
+
+
+@pytest.fixture(autouse=True)
+def _task() -> None:
+    """Flower creates messages for the task that its process works on; a test's process is no task."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def _weights(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=SIZE).astype(np.float32)
+
+
+def _reply(site: str, weights: np.ndarray, num_samples: int = 5) -> TrainReply:
+    return TrainReply(
+        site=site,
+        num_samples=num_samples,
+        weights=weights,
+        losses={"total": 1.0},
+        seconds=0.0,
+        server_round=1,
+        code_digest="code",
+        layout_digest="layout",
+    )
+
+
+def _replies(counts: dict[str, int], scratch: Path, *, norm_factor: float, name: str = "fedavg") -> Replies:
+    guard = Guard(
+        server_round=1,
+        code_digest="code",
+        layout_digest="layout",
+        num_samples=counts,
+        reference=_weights(0),
+        groups={"parameters": Entries(total=SIZE, runs=((0, SIZE),))},
+    )
+    aggregator = Aggregator(name, {}, num_sites=len(counts), statistics=None)
+    return Replies(guard, aggregator, norm_factor=norm_factor, scratch=scratch)
+
+
+@pytest.mark.parametrize("norm_factor", [0.0, 10.0])
+def test_the_mean_counts_samples_and_nothing_is_left_on_disk(tmp_path: Path, norm_factor: float) -> None:
+    counts = {"north": 3, "south": 7, "west": 90}
+    sent = {site: _weights(seed) for seed, site in enumerate(counts, start=1)}
+    with _replies(counts, tmp_path, norm_factor=norm_factor) as replies:
+        assert [replies.add(_reply(site, sent[site], count)) for site, count in counts.items()] == [None] * 3
+        assert len(list(tmp_path.glob(".replies_*/*.npy"))) == (3 if norm_factor else 0)
+        assert replies.refuse_outliers() == {}
+        found = replies.aggregate()
+    expected = sum(sent[site].astype(np.float64) * count for site, count in counts.items()) / 100
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_far_longer_update_and_a_wrong_reply_are_left_out(tmp_path: Path) -> None:
+    counts = dict.fromkeys(("east", "north", "south", "west"), 5)
+    start = _weights(0)
+    with _replies(counts, tmp_path, norm_factor=10.0) as replies:
+        for seed, site in enumerate(("north", "south", "west"), start=1):
+            assert replies.add(_reply(site, start + (100 if site == "west" else 1) * _weights(seed))) is None
+        assert "expected 5 training samples, as registered, found 6" in (replies.add(_reply("east", start, 6)) or "")
+        (refused,) = replies.refuse_outliers().items()
+        assert refused[0] == "west"
+        assert "of at most 10 times the round's median norm" in refused[1]
+        found = replies.aggregate()
+    np.testing.assert_allclose(found, start + (_weights(1) + _weights(2)) / 2, atol=1e-6)
+
+
+def test_a_strategy_of_all_replies_gets_them_all(tmp_path: Path) -> None:
+    counts = dict.fromkeys(("north", "south", "west"), 5)
+    for norm_factor in (0.0, 10.0):
+        with _replies(counts, tmp_path, norm_factor=norm_factor, name="fedmedian") as replies:
+            for seed, site in enumerate(counts, start=1):
+                assert replies.add(_reply(site, _weights(seed))) is None
+            found = replies.aggregate()
+        expected = np.median([_weights(seed) for seed in (1, 2, 3)], axis=0)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
