@@ -12,7 +12,7 @@ from client.gaps import read_gaps
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
 from client.training import choose_device
-from dipro_model import DiPro
+from dipro_model import DiPro, DiProConfig
 from federation.code_digest import code_digest
 from federation.messages import Instruction, MessageError
 from federation.settings import RunFiles, RunSettings, SettingsError, from_run_config
@@ -53,16 +53,16 @@ def _check_code(instruction: Instruction) -> None:
 
 def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
     _check_code(instruction)
-    model = _network(settings)
+    model = _network(settings.config())
     if instruction.layout_digest != layout_digest(model):
         raise MessageError("the server's model has other tensors than this site's settings give; use the same settings")
     return model
 
 
 @lru_cache(maxsize=1)
-def _network(settings: RunSettings) -> DiPro:
+def _network(config: DiProConfig) -> DiPro:
     """The network of a run, which every instruction fills with its weights: making one takes longer than that."""
-    return DiPro(settings.config())
+    return DiPro(config)
 
 
 def _site(context: Context) -> Site:

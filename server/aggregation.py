@@ -20,8 +20,8 @@ _AT_ONCE = 2**17
 class Replies:
     """The replies of a round that may be aggregated, in the order in which they were added.
 
-    With a norm guard every update's length must be known before any is judged: replies wait in files of `scratch`, which
-    end with the round. Without one, a strategy that needs the mean alone gets it from a running sum.
+    With a norm guard every update's length must be known before any is judged: replies wait in files of `scratch`,
+    which end with the round. Without one, a strategy that needs the mean alone gets it from a running sum.
     """
 
     def __init__(self, guard: Guard, aggregator: Aggregator, *, norm_factor: float, scratch: Path) -> None:
