@@ -34,6 +34,7 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
     writer = RunWriter(folder, record)
 
     refused: list[dict[str, object]] = []
+    monitor = Monitor(name=writer.record.monitor)
 
     def keep(finished: Round) -> None:
         refused.extend(
@@ -41,8 +42,8 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
             for site, reason in finished.refused.items()
         )
         pooled = pooled_validation(finished.evaluated)
-        monitor = pooled[writer.record.monitor]
-        writer.note(refused=refused, monitor_reason=monitor.reason)
+        monitor.watch(finished, pooled)
+        writer.note(refused=refused, monitored=monitor.words)
         writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value)
         after_round()
 
@@ -57,9 +58,50 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         raise
 
 
+LARGEST_ERROR = 0.05
+"""A pooled metric that may be off by more, because cells of few patients hide where scores lie, is not used."""
+
+
+class Monitor:
+    """What the best round is chosen by: the metric of all validation patients together, where their counts allow.
+
+    Otherwise it is the sites' mean, weighted by validation samples. A mean of AUPRCs is not the AUPRC of the pooled
+    patients; which of the two it is, the first round decides, so that all rounds are compared by the same.
+    """
+
+    def __init__(self, *, name: str) -> None:
+        self.name = name
+        self.value: float | None = None
+        """Of the last round; None where it is undefined at every site."""
+        self.words = ""
+        """What it is, for run.json."""
+        self._is_pooled: bool | None = None
+
+    def watch(self, finished: Round, pooled: Mapping[str, PooledMetric]) -> None:
+        metric = pooled[self.name]
+        if self._is_pooled is None:
+            self._is_pooled = _usable(metric)
+            error = "undefined" if metric.error is None else f"known to ± {metric.error:.2f} only"
+            why = metric.reason or f"the one of all patients is {error}"
+            self.words = "all validation patients together" if self._is_pooled else f"mean of the sites' own: {why}"
+        self.value = metric.value if self._is_pooled else mean_monitor(self.name, finished.evaluated)
+
+
+def _usable(metric: PooledMetric) -> bool:
+    return metric.error is not None and metric.error <= LARGEST_ERROR
+
+
+def mean_monitor(monitor: str, replies: Sequence[EvaluateReply]) -> float | None:
+    """Mean of the sites' validation monitors, weighted by their validation samples; None where none is defined."""
+    results = [reply.splits["val"] for reply in replies]
+    defined = [(value, part.num_samples) for part in results if (value := part.metrics[monitor]) is not None]
+    total = sum(count for _, count in defined)
+    return sum(value * count for value, count in defined) / total if total else None
+
+
 def pooled_validation(replies: Sequence[EvaluateReply]) -> dict[str, PooledMetric]:
     """Metrics of the validation patients of these sites as one set, each with the bounds that its counts allow."""
-    return pooled_metrics(combine([reply.counts["val"] for reply in replies]))
+    return pooled_metrics(combine(reply.counts["val"] for reply in replies))
 
 
 def _measurements(finished: Round, pooled: Mapping[str, PooledMetric]) -> list[Measurement]:
@@ -73,7 +115,7 @@ def _measurements(finished: Round, pooled: Mapping[str, PooledMetric]) -> list[M
         for reply in finished.evaluated
         for split, part in reply.splits.items()
     ]
-    values = {name: metric.value for name, metric in pooled.items()}
+    values = {name: metric.value if _usable(metric) else None for name, metric in pooled.items()}
     return [*trained, *evaluated, _together(trained, {}), _together(evaluated, values)]
 
 

@@ -17,6 +17,7 @@ from dipro_model.metrics import score
 from dipro_model.vocabulary import Task
 from federation.messages import MessageError
 from federation.run_folder import POOLED, read_history, read_run
+from server.app import LARGEST_ERROR
 from simulation.flower import project_folder, simulate
 from simulation.in_process import simulate_in_process
 from tests.make_cohort import write_cohort
@@ -99,8 +100,10 @@ def _check_pooled(run: Path, rounds: int) -> None:
     validation = union.select(union.split == "val")
     metrics = score(Task.MORTALITY, validation.labels.astype(int), validation.probabilities)
     step = record.best_step or rounds
-    # Counts in bins, where scores of an untrained model lie close together: a few of sixteen pairs are taken for ties.
-    assert pooled[step].metrics == {name: pytest.approx(metric.value, abs=0.2) for name, metric in metrics.items()}
+    # Scores of an untrained model lie close together in bins, so that areas of eight samples may not be known.
+    for name, value in pooled[step].metrics.items():
+        assert value is None or value == pytest.approx(metrics[name].value, abs=LARGEST_ERROR)
+    assert pooled[step].metrics["brier"] == pytest.approx(metrics["brier"].value)
     assert pooled[step].num_samples == len(validation)
     sites = [line for line in history if line.site != POOLED and line.split == "train" and line.step == step]
     expected = sum((line.loss or 0.0) * line.num_samples for line in sites) / sum(line.num_samples for line in sites)
