@@ -1,6 +1,7 @@
 """Samples of one task and split, cut from the records of one site or of several."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -86,6 +87,12 @@ class SampleSet(Dataset[Stay]):
             "label": torch.tensor(sample.label[0] if whole_stay else sample.label, dtype=torch.int64),
             "region_progression": torch.from_numpy(regions.astype(np.int64)),
         }
+
+    def with_samples(self, chosen: Sequence[Sample]) -> "SampleSet":
+        """The same set with these samples, which may be parts of its own, in place of its own."""
+        other = copy(self)
+        other.samples, other._values = list(chosen), {}
+        return other
 
     def load(self) -> None:
         """Bring into memory what samples are cut from, before processes that read ahead are forked."""

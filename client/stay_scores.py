@@ -1,8 +1,6 @@
 """What a model says of one stay as its radiographs arrive, and where on them it looks."""
 
 from collections import Counter
-from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,7 +95,7 @@ def score_stay(model: DiPro, site: SiteRecords, settings: RunSettings, stay_id: 
         glances |= _glances(model, samples, index)
     own, is_pairs = samples.samples, settings.task is Task.DISEASE_PROGRESSION
     asked = own if is_pairs else [*_beginnings(own[0]), own[0]]
-    probabilities = predict(model, _with(samples, asked), settings, ClassWeights()).probabilities
+    probabilities = predict(model, samples.with_samples(asked), settings, ClassWeights()).probabilities
     words = [_word(sample, each) for sample, each in zip(asked, probabilities, strict=True)]
     if not is_pairs:
         words = [replace(word, begin=word.end) for word in words]
@@ -122,18 +120,11 @@ def _samples_of(site: SiteRecords, settings: RunSettings, stay_id: int) -> Sampl
         samples = SampleSet([site], settings.task, split, inputs)
         own = [sample for sample in samples.samples if sample.stay.stay_id == stay_id]
         if own:
-            return _with(samples, sorted(own, key=lambda sample: sample.frames.start))
+            return samples.with_samples(sorted(own, key=lambda sample: sample.frames.start))
     raise DataError(
         f"{site.name}: stay {stay_id} has no sample for {settings.task}; docs/cohort.md says which stays and pairs "
         "become samples. Choose another stay, or leave --stay out"
     )
-
-
-def _with(samples: SampleSet, chosen: Sequence[Sample]) -> SampleSet:
-    """The same set with these samples in place of its own."""
-    other = copy(samples)
-    other.samples = list(chosen)
-    return other
 
 
 def _beginnings(sample: Sample) -> list[Sample]:
