@@ -112,7 +112,7 @@ class RunWriter:
 
     def note(self, **facts: Any) -> None:
         """Further facts for run.json, written with the next step."""
-        self._note(**facts)
+        self.record = replace(self.record, more={**self.record.more, **facts})
 
     def steps_without_gain(self, step: int) -> int:
         """Steps since the best one; zero while the monitor was never defined."""
@@ -121,20 +121,20 @@ class RunWriter:
     def chosen_model(self) -> tuple[DiPro, int]:
         """The model that the run ends with: the best one, or the last one where the monitor was never defined."""
         name = LAST if self.record.best_step is None else BEST
-        self._note(chosen=name)
+        self.note(chosen=name)
         checkpoint = read_checkpoint(self.folder / CHECKPOINTS / name)
         return checkpoint.model(), checkpoint.step
 
     def finish(self, results: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
         """Close the run with the chosen model's metrics by site and split."""
-        self._note(results=results)
+        self.note(results=results)
         self.record = replace(self.record, status="finished")
         self._write()
         self.close()
 
     def fail(self, error: BaseException) -> None:
         """Close the run with the reason of its end; on a full disk run.json keeps saying that it is running."""
-        self._note(error=f"{type(error).__name__}: {error}")
+        self.note(error=f"{type(error).__name__}: {error}")
         self.record = replace(self.record, status="failed")
         with suppress(StorageError):  # the error that ended the run is the one to be seen
             self._write()
@@ -156,7 +156,7 @@ class RunWriter:
             self._restore_best(checkpoint, progress)
         self._start -= earlier.record.seconds
         interruption = {"after_step": checkpoint.step if checkpoint else 0, "changed": list(earlier.changed)}
-        self._note(interruptions=[*earlier.record.more.get("interruptions", []), interruption])
+        self.note(interruptions=[*earlier.record.more.get("interruptions", []), interruption])
 
     def _restore_best(self, last: Checkpoint, progress: Progress) -> None:
         """See that best.pt is of the best step; a process may have been killed before it was written."""
@@ -177,9 +177,6 @@ class RunWriter:
             within_step=within_step,
             training=training,
         )
-
-    def _note(self, **facts: Any) -> None:
-        self.record = replace(self.record, more={**self.record.more, **facts})
 
     def _write(self) -> None:
         self.record = replace(self.record, seconds=time.monotonic() - self._start)
