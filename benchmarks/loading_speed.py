@@ -90,7 +90,8 @@ def require_equal_batches(cohort: Path, radiographs: Path, pixels: int) -> None:
     prepared = SiteRecords(SiteSpec(name="site", cohort=cohort), crop_pixels=pixels)
     decoded = DecodingRecords(cohort, radiographs, crop_pixels=pixels)
     pairs = zip(loader(prepared, Task.MORTALITY), loader(decoded, Task.MORTALITY), strict=True)
-    if not all(torch.equal(ours.regions, theirs.regions) for ours, theirs in pairs):
+    frames = ((ours.regions[ours.frame_mask], theirs.regions[theirs.frame_mask]) for ours, theirs in pairs)
+    if not all(torch.equal(ours, theirs) for ours, theirs in frames):
         raise SystemExit(f"{cohort} was not prepared from the radiographs below {radiographs}: the crops differ")
 
 

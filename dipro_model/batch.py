@@ -154,9 +154,12 @@ def _pad(tensors: Sequence[Tensor], *, length: int, fill: int = 0) -> Tensor:
     if all(len(tensor) == length for tensor in tensors):
         return torch.stack(list(tensors))
     padded = tensors[0].new_empty((len(tensors), length, *tensors[0].shape[1:]))
+    # Crops are the bulk of a batch, and no value of theirs is harmful: those of padding stay as the memory is.
+    are_crops = padded.dtype == torch.uint8
     for row, tensor in zip(padded, tensors, strict=True):
         row[: len(tensor)] = tensor
-        row[len(tensor) :] = fill
+        if not are_crops:
+            row[len(tensor) :] = fill
     return padded
 
 
