@@ -10,10 +10,12 @@ from flwr.clientapp import ClientApp
 
 from client.gaps import read_gaps
 from client.memory import reuse_freed_memory
+from client.normalisation import agreed_records
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
 from client.training import choose_device
 from dipro_model import DiPro, DiProConfig
+from federation.agreement import Agreement
 from federation.code_digest import code_digest
 from federation.messages import Instruction, MessageError
 from federation.settings import RunFiles, RunSettings, SettingsError, from_run_config
@@ -26,13 +28,15 @@ reuse_freed_memory()
 
 @app.query()
 def join(message: Message, context: Context) -> Message:
-    _check_code(Instruction.parse(message))
-    return Message(_site(context).join().record(), reply_to=message)
+    instruction = Instruction.parse(message)
+    _check_code(instruction)
+    return Message(_site(context, instruction).join(instruction.salt).record(), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    instruction, site = Instruction.parse(message), _site(context)
+    instruction = Instruction.parse(message)
+    site = _site(context, instruction)
     model = _model(instruction, site.settings)
     reply = site.train(model, instruction.weights, instruction.server_round)
     return Message(reply.record(), reply_to=message)
@@ -40,7 +44,8 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    instruction, site = Instruction.parse(message), _site(context)
+    instruction = Instruction.parse(message)
+    site = _site(context, instruction)
     model = _model(instruction, site.settings)
     reply = site.evaluate(model, instruction)
     return Message(reply.record(), reply_to=message)
@@ -68,14 +73,20 @@ def _network(config: DiProConfig) -> DiPro:
     return DiPro(config)
 
 
-def _site(context: Context) -> Site:
+def _site(context: Context, instruction: Instruction) -> Site:
     """The site of this node: its own node config says where its cohort is, in a simulation the list of sites does."""
     settings, files = from_run_config(context.run_config)
     spec, folder = _simulated(context, files) if files.sites else _deployed(context)
+    agreement = _agreement(instruction.agreement) if instruction.agreement else None
+    pixels = settings.model.crop_pixels
     return Site(
-        records=_records(spec, settings.model.crop_pixels),
+        records=_agreed(spec, pixels, instruction.agreement) if agreement else _records(spec, pixels),
         settings=settings,
         device=choose_device(str(context.node_config.get("device", "auto"))),
+        agreement=agreement,
+        withhold=tuple(
+            item.strip() for item in str(context.node_config.get("withhold", "")).split(",") if item.strip()
+        ),
         folder=folder,
     )
 
@@ -105,3 +116,13 @@ def _simulated(context: Context, files: RunFiles) -> tuple[SiteSpec, Path]:
 def _records(spec: SiteSpec, crop_pixels: int) -> SiteRecords:
     """A simulation's workers live on between messages: they read a site once. A deployed site is a new process."""
     return SiteRecords(spec, crop_pixels=crop_pixels)
+
+
+@lru_cache(maxsize=128)
+def _agreed(spec: SiteSpec, crop_pixels: int, agreement: str) -> SiteRecords:
+    return agreed_records(_records(spec, crop_pixels), _agreement(agreement))
+
+
+@lru_cache(maxsize=1)
+def _agreement(text: str) -> Agreement:
+    return Agreement.from_json(text)

@@ -67,13 +67,16 @@ def _table(cohort: Cohort, name: str) -> dict[str, dict[str, Any]]:
     return {key: row for key, row in rows if isinstance(row, dict)}
 
 
-def agreed_records(records: SiteRecords, agreement: Agreement) -> SiteRecords:
+def agreed_records(records: SiteRecords, agreement: Agreement, *, guest: bool = False) -> SiteRecords:
     """A copy of a site's records with the agreed z-scores, everything else shared with them.
 
-    The given records stay as they are, so that nothing is mapped twice where they are kept between messages. Raises
-    AgreementError for an agreement that is not this site's, CohortError for a cohort without its statistics.
+    The given records stay as they are, so that nothing is mapped twice where they are kept between messages. A guest
+    took no part in the agreement: a trained model is scored on its patients. Raises AgreementError for an agreement
+    that is not this site's or of another schema, CohortError for a cohort without its statistics.
     """
     own = own_scales(open_cohort(records.path, verify_regions=False))
+    if guest:
+        agreement = replace(agreement, sources={**agreement.sources, records.name: own.source})
     agreed = copy(records)
     agreed.stays = agreed_stays(records.stays, own, agreement, site=records.name)
     return agreed

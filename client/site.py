@@ -13,16 +13,20 @@ from client.dataset import SampleSet, require_every_split, require_trainable
 from client.features import inputs_of
 from client.predictions import Predictions, write_predictions
 from client.records import SiteRecords
-from client.training import Scores, class_weights, make_optimizer, place, predict, train_epoch
+from client.statistics import site_statistics
+from client.training import Scores, make_optimizer, place, predict, train_epoch
 from dipro_model import ClassWeights, DiPro
 from dipro_model.metrics import score
 from dipro_model.vocabulary import SPLITS
+from federation.agreement import Agreement
 from federation.code_digest import code_digest
+from federation.duplicates import hash_patients
 from federation.messages import EvaluateReply, Instruction, JoinReply, TrainReply
 from federation.pooled import ScoreCounts, summarise
 from federation.results import SplitResult
 from federation.selection import model_entries
 from federation.settings import RunSettings
+from federation.site_statistics import AgreementError
 from federation.weights import flatten_weights, layout_digest, unflatten_weights
 
 
@@ -31,8 +35,13 @@ class Site:
     """One hospital in one run."""
 
     records: SiteRecords
+    """With the values that the sites agreed on, once they have."""
     settings: RunSettings
     device: torch.device
+    agreement: Agreement | None = None
+    """None until the sites have agreed, which they have when they train."""
+    withhold: tuple[str, ...] = ()
+    """What the site refuses to disclose of its training part, as `federation.site_statistics.items_of` names it."""
     folder: Path | None = None
     """Where the site keeps its own patients' predictions, round by round; None keeps none."""
 
@@ -45,14 +54,23 @@ class Site:
         inputs = None if model is None else inputs_of([self.records], model, self.settings)
         return SampleSet([self.records], self.settings.task, split, inputs)
 
-    def join(self) -> JoinReply:
-        """Check that this site can take part, and count its samples.
+    def join(self, salt: bytes = b"") -> JoinReply:
+        """Check that this site can take part, count its samples and sum up its training part.
 
-        Raises DataError where a split has no sample or training has a single class.
+        With a salt the patients' hashed identifiers go along. Raises DataError where a split has no sample or training
+        has a single class.
         """
         require_every_split([self.records], self.settings.task, SPLITS)
         require_trainable(self.samples("train"))
-        return JoinReply(site=self.name, num_samples={split: len(self.samples(split)) for split in SPLITS})
+        minimum = self.settings.federation.minimum_cell
+        statistics = site_statistics(self.records, self.settings.task, minimum_cell=minimum, withheld=self.withhold)
+        patients = {stay.subject_id for stay in self.records.stays.values()}
+        return JoinReply(
+            site=self.name,
+            num_samples={split: len(self.samples(split)) for split in SPLITS},
+            statistics=statistics,
+            patients=hash_patients(patients, salt) if salt else (),
+        )
 
     def train(self, model: DiPro, weights: np.ndarray, server_round: int) -> TrainReply:
         """Local epochs from the given weights, which replace the model's own, with a fresh optimizer.
@@ -66,7 +84,7 @@ class Site:
         unflatten_weights(model, weights)
         samples = self.samples("train", model)
         optimizer = make_optimizer(model, settings)
-        factors = class_weights(samples, settings).to(self.device)
+        factors = self._class_weights()
         pull = self._pull(model, weights)
         local, losses = settings.federation.local_epochs, {}
         for epoch in range((server_round - 1) * local, server_round * local):
@@ -90,7 +108,17 @@ class Site:
             server_round=server_round,
             code_digest=code_digest(),
             layout_digest=layout_digest(model),
+            agreement_digest=self._agreed().digest,
         )
+
+    def _agreed(self) -> Agreement:
+        if self.agreement is None:
+            raise AgreementError(f"{self.name}: expected an agreement of the sites, found none; they join first")
+        return self.agreement
+
+    def _class_weights(self) -> ClassWeights:
+        """Those of all sites' labels together."""
+        return self._agreed().class_weights(self.settings.training.class_weights).to(self.device)
 
     def _pull(self, model: DiPro, weights: np.ndarray) -> Callable[[], None]:
         """What is added to the gradients before a step: FedProx's term, else nothing."""
@@ -105,7 +133,7 @@ class Site:
         start = time.monotonic()
         model = place(model, self.device, self.settings)
         unflatten_weights(model, instruction.weights)
-        factors = class_weights(self.samples("train"), self.settings).to(self.device)
+        factors = self._class_weights()
         results = score_splits(model, [self.records], self.settings, factors, instruction.splits)
         counted = [] if instruction.final else results
         if self.folder is not None:

@@ -6,6 +6,8 @@ tables. An item with too few training patients behind it, or that the site will 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -51,7 +53,8 @@ def site_statistics(
             hidden[item] = few
         return item not in hidden
 
-    ehr, measures, groups = _ehr(cohort, own), _measures(cohort, own), _categories(cohort)
+    hidden |= {f"ehr/{name}": "the site does not chart it" for name in records.gaps.variables}
+    ehr, measures, groups = _cohort_sums(records.path, own.source)
     labels = _labels(records, task)
     told = {name: values for name, (values, patients) in groups.items() if keep(f"demographics/{name}", patients)}
     return SiteStatistics(
@@ -69,6 +72,20 @@ def site_statistics(
         labels={name: counts for name, (counts, patients) in labels.items() if keep(f"labels/{name}", patients)},
         withheld=hidden,
     )
+
+
+Patients = int
+EhrSums = Mapping[str, tuple[Moments, Patients]]
+Categories = Mapping[str, tuple[Mapping[str, int], Sequence[Patients]]]
+
+
+@lru_cache(maxsize=8)
+def _cohort_sums(path: Path, source: str) -> tuple[EhrSums, EhrSums, Categories]:
+    """EHR, measures and categories of a cohort; sites of a partition share one, and `source` tells a new one apart."""
+    cohort = open_cohort(path, verify_regions=False)
+    own = own_scales(cohort)
+    assert own.source == source, "the cohort was read twice within a moment"
+    return _ehr(cohort, own), _measures(cohort, own), _categories(cohort)
 
 
 def _refused(task: Task, withheld: Sequence[str]) -> list[str]:

@@ -63,6 +63,8 @@ class Checkpoint:
     state_dict: Mapping[str, Tensor]
     progress: Progress | None
     """None in a model that is kept, not trained on."""
+    agreement: str | None = None
+    """What the values that it reads mean, an `Agreement` as JSON; None where it reads each cohort's own z-scores."""
 
     def model(self) -> DiPro:
         """The model, on the CPU. Raises CheckpointError where tensors are missing, unknown or misshapen."""
@@ -78,7 +80,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, model: DiPro, *, step: int, settings: Mapping[str, Any], progress: Progress | None = None
+    path: Path,
+    model: DiPro,
+    *,
+    step: int,
+    settings: Mapping[str, Any],
+    progress: Progress | None = None,
+    agreement: str | None = None,
 ) -> None:
     """Write a checkpoint; a crash at any moment leaves the file that was there before.
 
@@ -93,6 +101,7 @@ def save_checkpoint(
         "progress": None
         if progress is None
         else {each.name: getattr(progress, each.name) for each in fields(progress)},
+        "agreement": agreement,
     }
     buffer = io.BytesIO()
     torch.save(_canonical(content), buffer)
@@ -162,6 +171,7 @@ def read_checkpoint(path: Path | str, *, settings: RunSettings | None = None) ->
         step=content["step"],
         state_dict=content["state_dict"],
         progress=None if content["progress"] is None else Progress(**content["progress"]),
+        agreement=content.get("agreement"),
     )
 
 

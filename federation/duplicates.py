@@ -58,7 +58,8 @@ def require_no_duplicates(hashes: Mapping[str, Sequence[str]]) -> None:
         pairs = "; ".join(f"{first} and {second} share {count}" for (first, second), count in shared.items())
         raise DuplicatePatientsError(
             f"expected every patient at one site, found some at two: {pairs}. A patient who trains at one site and is "
-            "tested at another makes scores too good; leave them out at one of the sites and prepare its cohort again"
+            "tested at another makes scores too good; leave them out at one of the sites and prepare its cohort again, "
+            "or set federation.check_duplicates=false where equal identifiers are different people"
         )
 
 

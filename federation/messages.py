@@ -1,7 +1,8 @@
 """What server and sites say to each other, as Flower messages; the only file that knows the records' keys.
 
-Three exchanges: `join` (who are you, how many samples), `train` (weights out, weights and counts back) and
-`evaluate` (weights out, metrics back). A site's reply carries counts, losses and metrics, never a patient's value.
+Three exchanges: `join` (who are you, how many samples, what your training part is like), `train` (weights out, weights
+and counts back) and `evaluate` (weights out, metrics back). A site's reply carries counts, sums, losses and metrics,
+never a patient's value.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from dipro_model.vocabulary import SPLITS
 from federation.results import SplitResult
 from federation.score_counts import ScoreCounts
+from federation.site_statistics import SiteStatistics
 
 JOIN, TRAIN, EVALUATE = "query", "train", "evaluate"
 """Flower's message types that the three exchanges travel as."""
@@ -55,6 +57,10 @@ class Instruction:
     """Splits to evaluate."""
     final: bool = False
     """Whether this evaluates the model that the run ends with."""
+    salt: bytes = b""
+    """In `join`: what the site hashes its patients' identifiers with; empty where the server does not compare them."""
+    agreement: str = ""
+    """The `Agreement` as JSON, what the site's values and class weights are to mean; empty in `join`."""
 
     def record(self) -> RecordDict:
         config = ConfigRecord(
@@ -64,6 +70,8 @@ class Instruction:
                 "layout-digest": self.layout_digest,
                 "splits": list(self.splits),
                 "final": self.final,
+                "salt": self.salt,
+                "agreement": self.agreement,
             }
         )
         return RecordDict({ARRAYS: _pack(self.weights), CONFIG: config})
@@ -78,24 +86,40 @@ class Instruction:
             weights=_unpack(message.content.array_records[ARRAYS]),
             splits=tuple(cast(list[str], config["splits"])),
             final=cast(bool, config["final"]),
+            salt=cast(bytes, config["salt"]),
+            agreement=cast(str, config["agreement"]),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class JoinReply:
-    """A site's name and its number of samples by split."""
+    """Who a site is, its number of samples by split, and what it discloses of them."""
 
     site: str
     num_samples: Mapping[str, int]
+    statistics: SiteStatistics
+    """Of its training part."""
+    patients: tuple[str, ...] = ()
+    """Salted hashes of its patients' identifiers, as `federation.duplicates` makes them."""
 
     def record(self) -> RecordDict:
-        return RecordDict({METRICS: MetricRecord(dict(self.num_samples)), CONFIG: ConfigRecord({"site": self.site})})
+        config = {"site": self.site, "statistics": self.statistics.to_json(), "patients": list(self.patients)}
+        return RecordDict({METRICS: MetricRecord(dict(self.num_samples)), CONFIG: ConfigRecord(config)})
 
     @classmethod
     @_complete("a reply to join")
     def parse(cls, message: Message) -> "JoinReply":
+        config = message.content.config_records[CONFIG]
         counts = {split: int(cast(int, count)) for split, count in _metrics(message).items()}
-        return cls(site=_site(message), num_samples=counts)
+        statistics = SiteStatistics.from_json(cast(str, config["statistics"]))
+        if statistics.site != config["site"]:
+            raise MessageError(f"its statistics are signed {statistics.site!r}, its reply {config['site']!r}")
+        return cls(
+            site=_site(message),
+            num_samples=counts,
+            statistics=statistics,
+            patients=tuple(cast(list[str], config["patients"])),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +139,8 @@ class TrainReply:
     """Digest of the code that the site ran."""
     layout_digest: str
     """Digest of the names and shapes that its weights mean."""
+    agreement_digest: str
+    """Digest of the agreement that its values and class weights followed."""
 
     def result(self) -> SplitResult:
         """What this says of the training split."""
@@ -128,6 +154,7 @@ class TrainReply:
             "round": self.server_round,
             "code-digest": self.code_digest,
             "layout-digest": self.layout_digest,
+            "agreement-digest": self.agreement_digest,
         }
         return RecordDict({ARRAYS: _pack(self.weights), METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config)})
 
@@ -144,6 +171,7 @@ class TrainReply:
             server_round=cast(int, config["round"]),
             code_digest=cast(str, config["code-digest"]),
             layout_digest=cast(str, config["layout-digest"]),
+            agreement_digest=cast(str, config["agreement-digest"]),
         )
 
 

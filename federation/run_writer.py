@@ -62,12 +62,14 @@ def new_record(
 class RunWriter:
     """The one writer of a run's folder; centralized, local and federated runs keep theirs the same way."""
 
-    def __init__(self, folder: Path, record: RunRecord, earlier: EarlierRun | None = None) -> None:
-        """Begin a run in a folder, or go on with the earlier one in it.
+    def __init__(
+        self, folder: Path, record: RunRecord, earlier: EarlierRun | None = None, *, agreement: str | None = None
+    ) -> None:
+        """Begin a run in a folder, or go on with the earlier one in it; checkpoints carry the `agreement`, as JSON.
 
         Raises StorageError where another process trains there, RunError where one did since `earlier` was read.
         """
-        self.folder, self.record = folder, record
+        self.folder, self.record, self._agreement = folder, record, agreement
         self._start, self._best, self._num_measurements = time.monotonic(), float("-inf"), 0
         self._lock = lock_folder(folder)
         try:
@@ -184,4 +186,6 @@ class RunWriter:
 
     def _save(self, name: str, step: int, model: DiPro, progress: Progress | None = None) -> None:
         path = self.folder / CHECKPOINTS / name
-        save_checkpoint(path, model, step=step, settings=self.record.settings, progress=progress)
+        save_checkpoint(
+            path, model, step=step, settings=self.record.settings, progress=progress, agreement=self._agreement
+        )

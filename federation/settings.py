@@ -188,7 +188,9 @@ class FederationSettings(_Settings):
     quorum: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     """Sites whose replies a round needs; `all` means every site that was asked. Without it the run ends."""
     minimum_cell: Annotated[int, Field(ge=1)] = 10
-    """Patients that each number a site discloses for pooled metrics tells of at least; 1 protects nobody."""
+    """Patients that each number a site discloses of its data and scores tells of at least; 1 protects nobody."""
+    check_duplicates: bool = True
+    """Refuse patients at two sites, by salted hashes of identifiers; false where sites number theirs independently."""
     join_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Longest wait for the sites to come online."""
     round_seconds: Annotated[float, Field(gt=0)] = 86400.0

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dipro_model import DiPro, load_official_state_dict
 from dipro_model.vocabulary import Task
+from federation.agreement import Agreement
 from federation.checkpoint import CheckpointError, is_sealed, read_checkpoint
 from federation.resume import CHECKPOINTS
 from federation.run_folder import RunRecord, read_run
@@ -33,6 +34,8 @@ class Trained:
     """Finished steps of its run; None where the file does not say."""
     run: RunRecord | None
     """The run that it was asked from; None where a file was named."""
+    agreement: Agreement | None = None
+    """What the values that it reads mean; None where it reads each cohort's own z-scores."""
 
     @property
     def name(self) -> str:
@@ -65,7 +68,7 @@ def _of_run(folder: Path, task: Task | None) -> Trained:
             f"has not; name a checkpoint file instead{kept}"
         )
     found = _of_checkpoint(folder / CHECKPOINTS / record.more["chosen"], task)
-    return Trained(model=found.model, settings=found.settings, path=found.path, step=found.step, run=record)
+    return replace(found, run=record)
 
 
 def _of_checkpoint(path: Path, task: Task | None) -> Trained:
@@ -79,7 +82,10 @@ def _of_checkpoint(path: Path, task: Task | None) -> Trained:
         settings = RunSettings.model_validate(dict(checkpoint.settings))
     except ValueError as error:
         raise CheckpointError(f"{path}: its settings are not those of this version: {error}") from None
-    return Trained(model=checkpoint.model(), settings=settings, path=path, step=checkpoint.step, run=None)
+    agreement = Agreement.from_json(checkpoint.agreement) if checkpoint.agreement else None
+    return Trained(
+        model=checkpoint.model(), settings=settings, path=path, step=checkpoint.step, run=None, agreement=agreement
+    )
 
 
 def _of_released(path: Path, task: Task | None) -> Trained:

@@ -120,6 +120,7 @@ def _submission(reply: TrainReply) -> Submission:
         server_round=reply.server_round,
         code_digest=reply.code_digest,
         layout_digest=reply.layout_digest,
+        agreement_digest=reply.agreement_digest,
         num_samples=reply.num_samples,
         array_names=("weights",),
         weights=reply.weights,

@@ -31,7 +31,9 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
     federation = join_sites(grid, settings)
     names = list(federation.joined)
     record = new_record(settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names)
-    writer = RunWriter(folder, record)
+    agreement = federation.agreement
+    writer = RunWriter(folder, record, agreement=agreement.to_json())
+    writer.note(agreement={"digest": agreement.digest, "notes": agreement.report()})
 
     refused: list[dict[str, object]] = []
     monitor = Monitor(name=writer.record.monitor)

@@ -31,6 +31,8 @@ class Submission:
     """Digest of the code that the site ran."""
     layout_digest: str
     """Digest of the names and shapes that its weights mean."""
+    agreement_digest: str
+    """Digest of the agreement that its values and class weights followed."""
     num_samples: int
     """Training samples that it says it learned from."""
     array_names: tuple[str, ...]
@@ -55,6 +57,7 @@ class Guard:
     server_round: int
     code_digest: str
     layout_digest: str
+    agreement_digest: str
     num_samples: Mapping[str, int]
     """Registered training samples of the sites that were asked, by name."""
     reference: np.ndarray
@@ -88,6 +91,11 @@ class Guard:
             return (
                 f"expected weights of layout {_short(self.layout_digest)}, found {_short(reply.layout_digest)}; "
                 "give the site the run's model settings"
+            )
+        if reply.agreement_digest != self.agreement_digest:
+            return (
+                f"expected the normalisation and class weights of agreement {_short(self.agreement_digest)}, found "
+                f"{_short(reply.agreement_digest)}; start the run again, so that the sites agree anew"
             )
         return None
 

@@ -15,7 +15,9 @@ from flwr.serverapp import Grid
 
 from dipro_model import DiPro
 from dipro_model.vocabulary import SPLITS
+from federation.agreement import Agreement, agree
 from federation.code_digest import code_digest
+from federation.duplicates import draw_salt, require_no_duplicates
 from federation.messages import (
     EVALUATE,
     JOIN,
@@ -63,6 +65,8 @@ class Federation:
     """Node id to site name, in the order of the names."""
     joined: Mapping[str, JoinReply]
     """What each site said of itself, by name, in the order of the names."""
+    agreement: Agreement
+    """What the sites' values and class weights mean in this run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +87,18 @@ class Refusals:
 
 
 def join_sites(grid: Grid, settings: RunSettings) -> Federation:
-    """Wait for the sites and ask each who it is.
+    """Wait for the sites, ask each who it is and what its training part is like, and make their agreement.
 
-    Raises MessageError where too few sites came in time, where one cannot take part or where two have one name.
+    Raises MessageError where too few sites came in time, where one cannot take part or where two have one name,
+    AgreementError where they cannot train one model, DuplicatePatientsError where a patient is at two sites.
     """
     nodes = {node: f"node {node}" for node in _wait_for_nodes(grid, settings)}
     instruction = Instruction(
-        server_round=0, code_digest=code_digest(), layout_digest="", weights=np.zeros(0, np.float32)
+        server_round=0,
+        code_digest=code_digest(),
+        layout_digest="",
+        weights=np.zeros(0, np.float32),
+        salt=draw_salt() if settings.federation.check_duplicates else b"",
     )
     refusals = Refusals(what="joining")
     replies = ask(grid, instruction.record(), JOIN, nodes, settings.federation.round_seconds)
@@ -99,11 +108,15 @@ def join_sites(grid: Grid, settings: RunSettings) -> Federation:
     names = [join.site for _, join in joined]
     if len(set(names)) != len(names):
         raise MessageError(f"expected sites of different names, found {names}; give each site a name of its own")
+    if settings.federation.check_duplicates:
+        require_no_duplicates({join.site: join.patients for _, join in joined})
     return Federation(
         grid=grid,
         settings=settings,
         nodes={node: join.site for node, join in joined},
-        joined={join.site: join for _, join in joined},
+        # The hashes are to be compared and thrown away.
+        joined={join.site: replace(join, patients=()) for _, join in joined},
+        agreement=agree([join.statistics for _, join in joined]),
     )
 
 
@@ -128,12 +141,12 @@ def run_rounds(federation: Federation, model: DiPro, folder: Path, on_round: Cal
         on_round(Round(number=number, trained=trained, evaluated=evaluated, refused=refusals.reasons))
 
 
-def participants(federation: Federation, server_round: int) -> dict[int, str]:
+def participants(nodes: Mapping[int, str], settings: RunSettings, server_round: int) -> dict[int, str]:
     """Nodes and sites that are asked to train in a round, in the order of the names; the run's seed decides."""
-    nodes, wanted = list(federation.nodes), federation.settings.federation.sites_a_round
-    seed = derive_seed(federation.settings.seed, "participants", server_round)
-    drawn = np.random.default_rng(seed).permutation(len(nodes))[:wanted]
-    return {nodes[place]: federation.nodes[nodes[place]] for place in sorted(drawn.tolist())}
+    seed = derive_seed(settings.seed, "participants", server_round)
+    drawn = np.random.default_rng(seed).permutation(len(nodes))[: settings.federation.sites_a_round]
+    chosen = set(drawn.tolist())
+    return {node: site for place, (node, site) in enumerate(nodes.items()) if place in chosen}
 
 
 def evaluate(
@@ -144,7 +157,7 @@ def evaluate(
     Raises MessageError where fewer than the quorum answered; the scores of the final model are wanted of every site.
     """
     refusals = Refusals(what=f"round {number}, {EVALUATE}")
-    instruction = _instruction(model, number, splits=splits, final=final)
+    instruction = _instruction(federation, model, number, splits=splits, final=final)
     replies = _replies(federation, instruction, EVALUATE, federation.nodes)
     evaluated = [reply for reply, _ in _parsed(replies, federation.nodes, EvaluateReply, refusals)]
     refusals.require(len(federation.nodes) if final else _quorum(federation, federation.nodes), len(evaluated))
@@ -174,6 +187,7 @@ def _guard(federation: Federation, model: DiPro, entries: ModelEntries, number: 
         server_round=number,
         code_digest=code_digest(),
         layout_digest=layout_digest(model),
+        agreement_digest=federation.agreement.digest,
         num_samples={site: joined.num_samples[SPLITS[0]] for site, joined in federation.joined.items()},
         reference=flatten_weights(model),
         groups=norm_groups(entries),
@@ -183,10 +197,10 @@ def _guard(federation: Federation, model: DiPro, entries: ModelEntries, number: 
 
 def _train(federation: Federation, model: DiPro, replies: Replies, number: int, refusals: Refusals) -> list[TrainReply]:
     """Let the sites of a round train and take their replies in; what each says comes back, without its weights."""
-    asked, trained = participants(federation, number), {}
+    asked, trained = participants(federation.nodes, federation.settings, number), {}
     # They come in the order of the sites' names, so that sums do not depend on who answered first.
     for reply, _ in _parsed(
-        _replies(federation, _instruction(model, number), TRAIN, asked), asked, TrainReply, refusals
+        _replies(federation, _instruction(federation, model, number), TRAIN, asked), asked, TrainReply, refusals
     ):
         problem = replies.add(reply)
         if problem is None:
@@ -219,7 +233,9 @@ def _wait_for_nodes(grid: Grid, settings: RunSettings) -> list[int]:
     return nodes
 
 
-def _instruction(model: DiPro, number: int, *, splits: tuple[str, ...] = (), final: bool = False) -> Instruction:
+def _instruction(
+    federation: Federation, model: DiPro, number: int, *, splits: tuple[str, ...] = (), final: bool = False
+) -> Instruction:
     return Instruction(
         server_round=number,
         code_digest=code_digest(),
@@ -227,6 +243,7 @@ def _instruction(model: DiPro, number: int, *, splits: tuple[str, ...] = (), fin
         weights=flatten_weights(model),
         splits=splits,
         final=final,
+        agreement=federation.agreement.to_json(),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from client.cohort import sha256_of
 from client.dataset import DataError, require_every_split
+from client.normalisation import agreed_records
 from client.predictions import Predictions, write_predictions
 from client.records import SiteRecords, SiteSpec
 from client.site import Scored, score_splits, split_result, to_predictions
@@ -77,7 +78,11 @@ def evaluate(
 
 
 def _records(specs: Sequence[SiteSpec], trained: Trained) -> list[SiteRecords]:
-    return [SiteRecords(spec, crop_pixels=trained.settings.model.crop_pixels) for spec in specs]
+    """With the values that the model was trained to read."""
+    own = [SiteRecords(spec, crop_pixels=trained.settings.model.crop_pixels) for spec in specs]
+    if trained.agreement is None:
+        return own
+    return [agreed_records(site, trained.agreement, guest=True) for site in own]
 
 
 def _score(

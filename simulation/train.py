@@ -14,12 +14,15 @@ from client.cohort import REPORT, open_cohort
 from client.dataset import SampleSet, require_every_split, require_trainable
 from client.features import inputs_of
 from client.gaps import NO_GAPS
+from client.normalisation import agreed_records
 from client.predictions import write_predictions
 from client.records import SiteRecords, SiteSpec
 from client.site import score_splits, split_result, to_predictions
-from client.training import Position, choose_device, class_weights, make_optimizer, place, train_epoch
+from client.statistics import site_statistics
+from client.training import Position, choose_device, make_optimizer, place, train_epoch
 from dipro_model import ClassWeights, DiPro
-from dipro_model.vocabulary import SPLITS
+from dipro_model.vocabulary import SPLITS, Task
+from federation.agreement import Agreement, agree
 from federation.checkpoint import Checkpoint
 from federation.initial import initial_model
 from federation.results import SplitResult
@@ -76,24 +79,31 @@ def train(
             raise RunError(f"{folder}: this run is finished; choose another --out to train again")
         tell(f"{folder}: finished before, kept as it is")
         return earlier.record
-    sites = [SiteRecords(spec, crop_pixels=settings.model.crop_pixels) for spec in specs]
-    require_every_split(sites, settings.task, SPLITS)
-    trained = [site for site in sites if only in (None, site.name)]
+    own = [SiteRecords(spec, crop_pixels=settings.model.crop_pixels) for spec in specs]
+    require_every_split(own, settings.task, SPLITS)
+    agreement = _agreement([site for site in own if only in (None, site.name)], settings.task)
+    sites = [agreed_records(site, agreement, guest=site.name not in agreement.sources) for site in own]
+    trained = [site for site in sites if site.name in agreement.sources]
     require_trainable(SampleSet(trained, settings.task, "train"))
     if earlier is not None:
         tell(_whence(folder, earlier))
     learner = _begin(settings, where, earlier.checkpoint if earlier else None)
     samples = SampleSet(trained, settings.task, "train", inputs_of(trained, learner.model, settings))
-    writer = RunWriter(folder, asked, earlier)
+    writer = RunWriter(folder, asked, earlier, agreement=agreement.to_json())
     del earlier  # its checkpoint is as large as the model and the optimizer's state together
     try:
-        weights = class_weights(samples, settings).to(where)
+        weights = agreement.class_weights(settings.training.class_weights).to(where)
         _train(learner, samples, weights, settings, writer, label=only or POOLED, on_epoch=on_epoch)
         writer.finish(_score(writer, sites, weights, settings, where))
     except BaseException as error:
         writer.fail(error)
         raise
     return writer.record
+
+
+def _agreement(trained: Sequence[SiteRecords], task: Task) -> Agreement:
+    """What the sites that are trained on would agree on, every patient counted: they are in one place here."""
+    return agree([site_statistics(site, task, minimum_cell=1) for site in trained])
 
 
 def data_digest(spec: SiteSpec) -> str:

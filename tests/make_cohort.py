@@ -26,12 +26,13 @@ def write_cohort(
     region_progression: np.ndarray | None = None,
     deaths: bool = True,
     careunits: tuple[str, ...] = ("MICU", "SICU", "CVICU"),
+    ehr_mean: float = 10.0,
 ) -> Path:
     """Write a cohort whose labels follow its first EHR variable and the brightness of its images.
 
     `num_images` fixes the radiographs of a stay (else 2 to 4); `region_progression` ([70]) gives every pair the same
     region labels. Patients alternate between survival and death, and take the splits in turn; after a round of these
-    the care unit changes. Of every EHR variable the fill value is 1 sd below the mean.
+    the care unit changes. EHR variables have the mean `ehr_mean`, sd 2 and the fill value 8 in their unit.
     """
     rng = np.random.default_rng(seed)
     stays, images, boxes, hourly, pairs, crops = [], [], [], [], [], []
@@ -55,7 +56,7 @@ def write_cohort(
             pair = (stay, dicoms[place], dicoms[place + 1], hours[place], hours[place + 1])
             pairs.append((*pair, *labels, regions.astype(np.int8).tolist()))
     units = [careunits[(number // len(splits)) % len(careunits)] for number in range(num_patients)]
-    return _write(folder, stays, images, boxes, hourly, pairs, np.stack(crops), rng, units)
+    return _write(folder, stays, images, boxes, hourly, pairs, np.stack(crops), rng, units, ehr_mean)
 
 
 def reseal(folder: Path) -> None:
@@ -81,15 +82,15 @@ def write_table(folder: Path, name: str, frame: pd.DataFrame) -> None:
     pq.write_table(pa.Table.from_pandas(frame, schema=TABLES[name], preserve_index=False), folder / f"{name}.parquet")
 
 
-def _write(folder, stays, images, boxes, hourly, pairs, crops, rng, units) -> Path:
+def _write(folder, stays, images, boxes, hourly, pairs, crops, rng, units, ehr_mean) -> Path:
     folder.mkdir(parents=True)
     table = pd.DataFrame(
         stays, columns=["stay_id", "subject_id", "hadm_id", "mortality_inhospital", "split", "los_days"]
     )
     table["intime"] = pd.Timestamp("2150-01-01")
     table["outtime"] = table.intime + pd.to_timedelta(table.los_days, unit="D")
-    table["age"] = 60.0
     demographics = pd.DataFrame(rng.normal(size=(len(table), len(DEMOGRAPHICS))), columns=list(DEMOGRAPHICS))
+    table["age"] = 60.0 + 10.0 * demographics["age"]
     write_table(folder, "stays", table)
     write_table(folder, "images", pd.DataFrame(images, columns=TABLES["images"].names))
     write_table(folder, "boxes", pd.DataFrame(boxes, columns=TABLES["boxes"].names))
@@ -100,8 +101,13 @@ def _write(folder, stays, images, boxes, hourly, pairs, crops, rng, units) -> Pa
     write_table(folder, "samples_length_of_stay", table.assign(label=np.arange(len(table)) % 4))
     write_table(folder, "groups", _groups(table.stay_id, units))
     np.save(folder / "regions.npy", crops)
-    statistic = {"mean": 10.0, "sd": 2.0, "num_values": 100, "fill": 8.0}
-    (folder / "statistics.json").write_text(json.dumps({"ehr": dict.fromkeys(EHR_VARIABLES, statistic)}))
+    statistic = {"mean": ehr_mean, "sd": 2.0, "num_values": 100, "fill": 8.0}
+    means = {"age": 60.0, "height": 170.0, "weight": 80.0}
+    statistics = {
+        "ehr": dict.fromkeys(EHR_VARIABLES, statistic),
+        "demographics": {"mean": means, "sd": dict.fromkeys(means, 10.0)},
+    }
+    (folder / "statistics.json").write_text(json.dumps(statistics))
     (folder / "report.json").write_text("{}")
     reseal(folder)
     return folder

@@ -17,6 +17,7 @@ from client.site import Site
 from client.training import class_weights, make_optimizer, place, train_epoch
 from dipro_model import DiPro, collate
 from dipro_model.vocabulary import REGIONS, Task
+from federation.agreement import agree
 from federation.initial import initial_model
 from federation.settings import RunFiles, RunSettings, to_run_config
 from federation.weights import flatten_weights
@@ -154,7 +155,8 @@ def test_the_digest_of_weights_sees_values_and_not_where_they_lie() -> None:
 def test_a_site_trains_and_scores_on_features(folder: Path) -> None:
     settings = frozen_settings()
     records = SiteRecords(SiteSpec(name="north", cohort=folder), crop_pixels=16)
-    site, model = Site(records=records, settings=settings, device=CPU), initial_model(settings)
+    newcomer, model = Site(records=records, settings=settings, device=CPU), initial_model(settings)
+    site = replace(newcomer, agreement=agree([newcomer.join().statistics]))
     start = flatten_weights(model)
     reply = site.train(model, start, 1)
     assert site.samples("train", model)[0].regions.ndim == 3

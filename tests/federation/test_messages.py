@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dipro_model.vocabulary import SPLITS
+from federation.duplicates import SALT_BYTES, hash_patients
 from federation.messages import (
     EvaluateReply,
     Instruction,
@@ -17,6 +18,8 @@ from federation.messages import (
     TrainReply,
 )
 from federation.results import SplitResult
+from tests.federation.test_agreement import raw_values
+from tests.federation.test_agreement import site as disclosing
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
@@ -32,6 +35,8 @@ def _instruction() -> Instruction:
         server_round=3,
         code_digest="c0de",
         layout_digest="1a70",
+        salt=b"salt",
+        agreement="{}",
         weights=np.arange(5, dtype=np.float32),
         splits=("val", "test"),
         final=True,
@@ -47,12 +52,18 @@ def test_an_instruction_survives_the_way() -> None:
     np.testing.assert_array_equal(parsed.weights, np.arange(5, dtype=np.float32))
     assert (parsed.server_round, parsed.splits, parsed.final) == (3, ("val", "test"), True)
     assert (parsed.code_digest, parsed.layout_digest) == ("c0de", "1a70")
+    assert (parsed.salt, parsed.agreement) == (b"salt", "{}")
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(site=NAMES, counts=st.tuples(*[st.integers(0, 10**9)] * 3))
 def test_a_join_survives_the_way(site: str, counts: tuple[int, int, int]) -> None:
-    reply = JoinReply(site=site, num_samples=dict(zip(SPLITS, counts, strict=True)))
+    reply = JoinReply(
+        site=site,
+        num_samples=dict(zip(SPLITS, counts, strict=True)),
+        statistics=disclosing(site, raw_values(1)),
+        patients=hash_patients(counts, b"s" * SALT_BYTES),
+    )
     assert JoinReply.parse(Message(reply.record(), reply_to=_sent())) == reply
 
 
@@ -69,6 +80,7 @@ def test_a_train_reply_survives_the_way(site: str, values: list[float], losses: 
         server_round=3,
         code_digest="c",
         layout_digest="d",
+        agreement_digest="a",
     )
     parsed = TrainReply.parse(Message(reply.record(), reply_to=_sent()))
     np.testing.assert_array_equal(parsed.weights, weights)

@@ -36,6 +36,7 @@ def _reply(site: str, weights: np.ndarray, num_samples: int = 5) -> TrainReply:
         server_round=1,
         code_digest="code",
         layout_digest="layout",
+        agreement_digest="agreement",
     )
 
 
@@ -44,6 +45,7 @@ def _replies(counts: dict[str, int], scratch: Path, *, norm_factor: float, name:
         server_round=1,
         code_digest="code",
         layout_digest="layout",
+        agreement_digest="agreement",
         num_samples=counts,
         reference=_weights(0),
         groups={"parameters": Entries(total=SIZE, runs=((0, SIZE),))},

@@ -15,7 +15,14 @@ from tests.small_run import small_settings
 SIZE = 12
 REFERENCE = np.linspace(-1, 1, SIZE, dtype=np.float32)
 COUNTS = {"east": 10, "north": 20, "south": 30, "west": 40}
-GUARD = Guard(server_round=7, code_digest="c" * 64, layout_digest="d" * 64, num_samples=COUNTS, reference=REFERENCE)
+GUARD = Guard(
+    server_round=7,
+    code_digest="c" * 64,
+    layout_digest="d" * 64,
+    agreement_digest="a" * 64,
+    num_samples=COUNTS,
+    reference=REFERENCE,
+)
 
 
 def _reply(site: str, length: float = 1.0) -> Submission:
@@ -27,6 +34,7 @@ def _reply(site: str, length: float = 1.0) -> Submission:
         server_round=7,
         code_digest="c" * 64,
         layout_digest="d" * 64,
+        agreement_digest="a" * 64,
         num_samples=COUNTS.get(site, 5),
         array_names=("weights",),
         weights=REFERENCE + step,
@@ -57,6 +65,10 @@ def test_replies_that_are_as_they_must_be_all_go_on() -> None:
         (
             {"layout_digest": "e" * 64},
             "expected weights of layout dddddddddddd, found eeeeeeeeeeee; give the site the ",
+        ),
+        (
+            {"agreement_digest": "b" * 64},
+            "expected the normalisation and class weights of agreement aaaaaaaaaaaa, found bbbbbbbbbbbb; start the run",
         ),
         ({"num_samples": 10**9}, "expected 30 training samples, as registered, found 1000000000"),
         ({"num_samples": 0}, "expected 30 training samples, as registered, found 0"),

@@ -21,7 +21,7 @@ from federation.results import SplitResult
 from federation.run_folder import POOLED, read_history, read_run
 from federation.settings import FederationSettings, RunFiles, RunSettings, StrategySettings, to_run_config
 from server.app import LARGEST_ERROR, Monitor, coordinate, mean_monitor
-from server.rounds import Federation, Round, participants
+from server.rounds import Round, participants
 from server.strategies import STRATEGIES, StrategyError
 from simulation.in_process import InProcessGrid
 from tests.make_cohort import write_cohort
@@ -171,8 +171,7 @@ def test_a_share_of_the_sites_is_drawn_anew_for_every_round() -> None:
     def drawn(server_round: int, *overrides: str) -> list[str]:
         settings = small_settings("federation.num_sites=6", *overrides)
         nodes = {1000 + number: f"site {number}" for number in range(6)}
-        federation = Federation(grid=InProcessGrid(app, {}, []), settings=settings, nodes=nodes, joined={})
-        return list(participants(federation, server_round).values())
+        return list(participants(nodes, settings, server_round).values())
 
     assert drawn(1) == [f"site {number}" for number in range(6)]
     half = [drawn(number, "federation.fraction=0.5") for number in range(1, 40)]

@@ -40,7 +40,13 @@ def test_one_full_batch_step_at_several_sites_equals_one_step_on_the_union(tmp_p
     labels = np.random.default_rng(5).integers(0, 4, 70)
     cohorts = [
         write_cohort(
-            tmp_path / name, num_patients=size, seed=seed, first_subject=first, num_images=3, region_progression=labels
+            tmp_path / name,
+            num_patients=size,
+            seed=seed,
+            first_subject=first,
+            num_images=3,
+            region_progression=labels,
+            ehr_mean=9.0 + seed,
         )
         for name, size, seed, first in (("north", 16, 1, 100), ("south", 24, 2, 500), ("west", 8, 3, 900))
     ]
@@ -52,7 +58,6 @@ def test_one_full_batch_step_at_several_sites_equals_one_step_on_the_union(tmp_p
         "training.batch_size=1000",
         "training.accumulated_batches=1",
         "training.batch_norm=frozen",
-        "training.class_weights=none",
         "training.epochs=1",
         "model.dropout=0.0",
         "federation.rounds=1",
