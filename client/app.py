@@ -38,8 +38,7 @@ def train(message: Message, context: Context) -> Message:
     instruction = Instruction.parse(message)
     site = _site(context, instruction)
     model = _model(instruction, site.settings)
-    reply = site.train(model, instruction.weights, instruction.server_round)
-    return Message(reply.record(), reply_to=message)
+    return Message(site.train(model, instruction).record(), reply_to=message)
 
 
 @app.evaluate()
@@ -47,8 +46,7 @@ def evaluate(message: Message, context: Context) -> Message:
     instruction = Instruction.parse(message)
     site = _site(context, instruction)
     model = _model(instruction, site.settings)
-    reply = site.evaluate(model, instruction)
-    return Message(reply.record(), reply_to=message)
+    return Message(site.evaluate(model, instruction).record(), reply_to=message)
 
 
 def _check_code(instruction: Instruction) -> None:

@@ -1,15 +1,23 @@
 """A site's half of the project's own strategies: what is added to gradients, and what stays at the site.
 
 Pure functions of flat arrays over the parameters that have a gradient (`ModelEntries.parameters`), and
-`GradientCorrection`, which does the same in place in a model that trains. The server's half is `server/arithmetic.py`,
+`GradientCorrection`, which adds to the gradients of a model that trains. The server's half is `server/arithmetic.py`,
 formulas and sources are in docs/strategies.md.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from federation.selection import Entries
+from client.site_state import SiteState
+from dipro_model import DiPro
+from federation.selection import Entries, ModelEntries
+from federation.settings import RunSettings
+
+_CONTROL = "control"
 
 
 class CorrectionError(ValueError):
@@ -38,37 +46,21 @@ def scaffold_control(
     return (own_control - control + gradient).astype(own_control.dtype)
 
 
-def proximal_gradient(weights: np.ndarray, anchor: np.ndarray, strength: float) -> np.ndarray:
-    """strength * (w - anchor), the gradient of strength / 2 * ||w - anchor||^2.
-
-    With the global parameters as the anchor this is FedProx's term (Li et al. 2020, arXiv 1812.06127, strength mu).
-    """
-    _check_shapes(weights, anchor)
-    _check_strength(strength)
-    return weights.dtype.type(strength) * (weights - anchor)
-
-
-def ditto_step(
-    personal: np.ndarray, gradient: np.ndarray, anchor: np.ndarray, *, rate: float, strength: float
-) -> np.ndarray:
-    """v - rate * (gradient at v + strength * (v - anchor)): one step of Ditto's personal model.
-
-    Li et al. 2021 (arXiv 2012.04221, Alg. 1, strength lambda); the anchor is the global model of the round.
-    """
-    _check_shapes(personal, gradient)
-    return personal - personal.dtype.type(rate) * (gradient + proximal_gradient(personal, anchor, strength))
-
-
-def keep_local(received: np.ndarray, own: np.ndarray, local: Entries) -> np.ndarray:
-    """The received weights with the site's own at `local`: with `ModelEntries.batch_norm`, FedBN's model of a site
-    (Li et al. 2021, arXiv 2102.07623)."""
-    kept = received.copy()
-    local.put(kept, local.take(own))
-    return kept
+def with_own(received: np.ndarray, own: np.ndarray, local: Entries) -> np.ndarray:
+    """The received weights with the site's own values at `local`: with `ModelEntries.batch_norm`, FedBN's model of a
+    site (Li et al. 2021, arXiv 2102.07623)."""
+    whole = received.copy()
+    local.put(whole, own)
+    return whole
 
 
 class GradientCorrection:
-    """Adds a constant and a pull towards an anchor to a model's gradients, before the optimizer's step."""
+    """Adds a constant and a pull towards an anchor to a model's gradients, before the optimizer's step.
+
+    The pull strength * (w - anchor) is the gradient of strength / 2 * ||w - anchor||^2: with the global parameters as
+    the anchor FedProx's term (Li et al. 2020, arXiv 1812.06127, mu), in Ditto's personal model the one that keeps it
+    near the common one (Li et al. 2021, arXiv 2012.04221, lambda).
+    """
 
     def __init__(
         self,
@@ -109,6 +101,42 @@ class GradientCorrection:
             raise CorrectionError(f"expected a correction [{sum(sizes)}], found {list(flat.shape)}")
         parts = torch.tensor(flat).split(sizes)
         return [part.reshape(each.shape).to(each) for part, each in zip(parts, self._parameters, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What the strategy of a run adds to the gradients of a site's work, and what of it the site keeps."""
+
+    settings: RunSettings
+    state: SiteState
+    control: np.ndarray
+    """SCAFFOLD: the server's control variate, float32 [parameter]; else empty."""
+
+    def before_step(self, model: DiPro, entries: ModelEntries, received: np.ndarray) -> Callable[[], None]:
+        """What changes the gradients before each step; `received` is the common model, float32 [number]."""
+        strategy = self.settings.strategy
+        if strategy.name == "scaffold":
+            constant = scaffold_correction(self.control, self._own())
+            return GradientCorrection(model, constant=constant).apply
+        if strategy.name == "fedprox":
+            anchor = entries.parameters.take(received)
+            return GradientCorrection(model, anchor=anchor, strength=strategy.parameters()["mu"]).apply
+        return lambda: None
+
+    def end(self, parameters: Entries, start: np.ndarray, end: np.ndarray, *, sum_of_rates: float) -> np.ndarray:
+        """SCAFFOLD: keep the control variate after the work and return its change; else nothing, an empty array."""
+        if self.settings.strategy.name != "scaffold":
+            return np.zeros(0, np.float32)
+        own = self._own()
+        before, after = parameters.take(start), parameters.take(end)
+        new = scaffold_control(own, self.control, before, after, sum_of_rates=sum_of_rates)
+        self.state.keep(_CONTROL, new)
+        return new - own
+
+    def _own(self) -> np.ndarray:
+        """Zero before the site's first work."""
+        own = self.state.find(_CONTROL)
+        return np.zeros_like(self.control) if own is None else own
 
 
 def _check_shapes(first: np.ndarray, *others: np.ndarray) -> None:

@@ -1,25 +1,30 @@
 """What a hospital does when the server asks: say who it is, train, evaluate. Knows nothing of Flower."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from client.corrections import GradientCorrection
+from client.corrections import Correction
 from client.dataset import SampleSet, require_every_split, require_trainable
+from client.exchange import received_weights, sent_weights
 from client.features import inputs_of
+from client.local_work import LocalWork
+from client.personal import Personal
 from client.predictions import Predictions, write_predictions
 from client.records import SiteRecords
+from client.site_state import SiteState
 from client.statistics import site_statistics
-from client.training import Scores, make_optimizer, place, predict, train_epoch
+from client.training import Scores, make_optimizer, place, predict
 from dipro_model import ClassWeights, DiPro
 from dipro_model.metrics import score
 from dipro_model.vocabulary import SPLITS
 from federation.agreement import Agreement
 from federation.code_digest import code_digest
+from federation.codecs import codec_of
 from federation.duplicates import hash_patients
 from federation.messages import EvaluateReply, Instruction, JoinReply, TrainReply
 from federation.pooled import ScoreCounts, summarise
@@ -55,11 +60,12 @@ class Site:
         return SampleSet([self.records], self.settings.task, split, inputs)
 
     def join(self, salt: bytes = b"") -> JoinReply:
-        """Check that this site can take part, count its samples and sum up its training part.
+        """Check that this site can take part, count its samples and sum up its training part; forget earlier runs.
 
         With a salt the patients' hashed identifiers go along. Raises DataError where a split has no sample or training
         has a single class.
         """
+        SiteState(site=self.name, folder=self.folder, run="").begin()
         require_every_split([self.records], self.settings.task, SPLITS)
         require_trainable(self.samples("train"))
         minimum = self.settings.federation.minimum_cell
@@ -72,44 +78,47 @@ class Site:
             patients=hash_patients(patients, salt) if salt else (),
         )
 
-    def train(self, model: DiPro, weights: np.ndarray, server_round: int) -> TrainReply:
-        """Local epochs from the given weights, which replace the model's own, with a fresh optimizer.
+    def train(self, model: DiPro, instruction: Instruction) -> TrainReply:
+        """A round's local work from the given weights, which replace the model's own, with a fresh optimizer.
 
-        With FedProx every step is also pulled towards the given weights.
+        FedProx and SCAFFOLD add to the gradients; a personal model is made beside, and stays here.
         """
         start = time.monotonic()
-        settings = self.settings
         require_trainable(self.samples("train"))
-        model = place(model, self.device, settings)
-        unflatten_weights(model, weights)
+        model, entries = place(model, self.device, self.settings), model_entries(model)
+        codec, state = codec_of(self.settings.communication, entries), self._state(instruction)
+        received = received_weights(instruction, state, codec)
+        personal = Personal(settings=self.settings, state=state)
+        begin = personal.start(model, received)
+        unflatten_weights(model, begin)
         samples = self.samples("train", model)
-        optimizer = make_optimizer(model, settings)
-        factors = self._class_weights()
-        pull = self._pull(model, weights)
-        local, losses = settings.federation.local_epochs, {}
-        for epoch in range((server_round - 1) * local, server_round * local):
-            num_epochs = settings.federation.rounds * local
-            losses = train_epoch(
-                model,
-                samples,
-                optimizer,
-                settings,
-                factors,
-                epoch=epoch,
-                num_epochs=num_epochs,
-                before_step=pull,
-            )
+        correction = Correction(settings=self.settings, state=state, control=instruction.control)
+        work = LocalWork(settings=self.settings, server_round=instruction.server_round)
+        losses = work.run(
+            model,
+            samples,
+            make_optimizer(model, self.settings),
+            self._class_weights(),
+            before_step=correction.before_step(model, entries, received),
+        )
+        trained = flatten_weights(model)
+        control_change = correction.end(entries.parameters, begin, trained, sum_of_rates=work.sum_of_rates)
+        personal.keep(model, instruction, received, samples, self._class_weights())
         return TrainReply(
             site=self.name,
             num_samples=len(samples),
-            weights=flatten_weights(model),
+            weights=sent_weights(trained, received, state, codec),
             losses=losses,
             seconds=time.monotonic() - start,
-            server_round=server_round,
+            server_round=instruction.server_round,
             code_digest=code_digest(),
             layout_digest=layout_digest(model),
             agreement_digest=self._agreed().digest,
+            control_change=control_change,
         )
+
+    def _state(self, instruction: Instruction) -> SiteState:
+        return SiteState(site=self.name, folder=self.folder, run=instruction.run)
 
     def _agreed(self) -> Agreement:
         if self.agreement is None:
@@ -120,20 +129,25 @@ class Site:
         """Those of all sites' labels together."""
         return self._agreed().class_weights(self.settings.training.class_weights).to(self.device)
 
-    def _pull(self, model: DiPro, weights: np.ndarray) -> Callable[[], None]:
-        """What is added to the gradients before a step: FedProx's term, else nothing."""
-        mu = self.settings.strategy.parameters().get("mu")
-        if self.settings.strategy.name != "fedprox" or mu is None:
-            return lambda: None
-        anchor = model_entries(model).parameters.take(weights)
-        return GradientCorrection(model, anchor=anchor, strength=mu).apply
-
     def evaluate(self, model: DiPro, instruction: Instruction) -> EvaluateReply:
-        """Losses and metrics of the given weights on the asked splits; the predictions themselves stay in `folder`."""
+        """Losses and metrics on the asked splits of the given weights, or of the site's personal model.
+
+        The predictions themselves stay in `folder`.
+        """
         start = time.monotonic()
-        model = place(model, self.device, self.settings)
-        unflatten_weights(model, instruction.weights)
-        factors = self._class_weights()
+        model, state, factors = (
+            place(model, self.device, self.settings),
+            self._state(instruction),
+            self._class_weights(),
+        )
+        codec = codec_of(self.settings.communication, model_entries(model))
+        received = received_weights(instruction, state, codec)
+        personal = Personal(settings=self.settings, state=state)
+        unflatten_weights(model, received)
+        samples = self.samples("train", model)
+        scored = personal.scored(model, instruction, received, samples, factors)
+        if scored is not received:
+            unflatten_weights(model, scored)
         results = score_splits(model, [self.records], self.settings, factors, instruction.splits)
         counted = [] if instruction.final else results
         if self.folder is not None:

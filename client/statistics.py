@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from client.cohort import Cohort, open_cohort
+from client.cohort import STATISTICS, Cohort, open_cohort
 from client.dataset import SampleSet
 from client.normalisation import OwnScales, own_scales
 from client.records import SiteRecords
@@ -54,7 +54,7 @@ def site_statistics(
         return item not in hidden
 
     hidden |= {f"ehr/{name}": "the site does not chart it" for name in records.gaps.variables}
-    ehr, measures, groups = _cohort_sums(records.path, own.source)
+    ehr, measures, groups = _cohort_sums(records.path, _checksums(cohort))
     labels = _labels(records, task)
     told = {name: values for name, (values, patients) in groups.items() if keep(f"demographics/{name}", patients)}
     return SiteStatistics(
@@ -80,12 +80,17 @@ Categories = Mapping[str, tuple[Mapping[str, int], Sequence[Patients]]]
 
 
 @lru_cache(maxsize=8)
-def _cohort_sums(path: Path, source: str) -> tuple[EhrSums, EhrSums, Categories]:
-    """EHR, measures and categories of a cohort; sites of a partition share one, and `source` tells a new one apart."""
+def _cohort_sums(path: Path, checksums: tuple[str, ...]) -> tuple[EhrSums, EhrSums, Categories]:
+    """EHR, measures and categories of a cohort, which sites of a partition share; a changed one has other checksums."""
     cohort = open_cohort(path, verify_regions=False)
     own = own_scales(cohort)
-    assert own.source == source, "the cohort was read twice within a moment"
     return _ehr(cohort, own), _measures(cohort, own), _categories(cohort)
+
+
+def _checksums(cohort: Cohort) -> tuple[str, ...]:
+    """Of the files that the sums come from."""
+    names = (STATISTICS, "stays.parquet", "demographics.parquet", "ehr_hourly.parquet")
+    return tuple(str(cohort.manifest["files"][name]["sha256"]) for name in names)
 
 
 def _refused(task: Task, withheld: Sequence[str]) -> list[str]:

@@ -115,25 +115,28 @@ def train_epoch(
     *,
     epoch: int,
     num_epochs: int,
+    repeat: int = 0,
     start: Position | None = None,
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[Position], None] = lambda position: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """One pass over the samples; a step's gradient is the mean over the samples of its accumulated batches.
 
-    `before_step` may change the gradients of a step whose loss is finite.
+    `before_step` may change the gradients of a step whose loss is finite. After each step `is_over` may end the pass;
+    `repeat` counts earlier passes at the rate of the same epoch, which have an order and random numbers of their own.
 
     From a position `start` of the same epoch, which `after_step` was told once, the pass goes on as if it had never
     stopped: bit for bit on a CPU with the same number of threads, given the weights and the optimizer of that moment.
 
-    Returns the mean over samples of the objective (`total`) and of its parts. Raises TrainingError before the
-    optimizer step where the loss is not finite, naming stay and term, or where memory does not suffice.
+    Returns the mean over the samples learned from of the objective (`total`) and of its parts. Raises TrainingError
+    before the optimizer step where the loss is not finite, naming stay and term, or where memory does not suffice.
     """
     device = _device_of(model)
-    _begin_epoch(model, settings, epoch, samples)
+    _begin_epoch(model, settings, _epoch_seed(settings, "dropout", epoch, repeat, samples))
     for group in optimizer.param_groups:
         group["lr"] = group["rate_factor"] * learning_rate(settings, epoch, num_epochs)
-    order = _shuffled(len(samples), _epoch_seed(settings, "order", epoch, samples))
+    order = _shuffled(len(samples), _epoch_seed(settings, "order", epoch, repeat, samples))
     sums, first, seen = _Sums(), 0, 0
     if start is not None:
         _restore_random_states(start, device)
@@ -151,7 +154,9 @@ def train_epoch(
         optimizer.step()
         seen += group_size
         after_step(_position(step + 1, seen, sums, device))
-    return sums.means(len(samples))
+        if is_over():
+            break
+    return sums.means(seen)
 
 
 @torch.no_grad()
@@ -195,9 +200,9 @@ def place(model: DiPro, device: torch.device, settings: RunSettings) -> DiPro:
     return model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _begin_epoch(model: DiPro, settings: RunSettings, epoch: int, samples: SampleSet) -> None:
+def _begin_epoch(model: DiPro, settings: RunSettings, seed: int) -> None:
     """Set mode and random state: dropout draws the same numbers wherever this epoch runs."""
-    torch.manual_seed(_epoch_seed(settings, "dropout", epoch, samples))
+    torch.manual_seed(seed)
     model.train()
     if settings.training.batch_norm == "frozen":
         for module in model.modules():
@@ -205,8 +210,9 @@ def _begin_epoch(model: DiPro, settings: RunSettings, epoch: int, samples: Sampl
                 module.eval()
 
 
-def _epoch_seed(settings: RunSettings, purpose: str, epoch: int, samples: SampleSet) -> int:
-    return derive_seed(settings.seed, purpose, epoch, *samples.sites)
+def _epoch_seed(settings: RunSettings, purpose: str, epoch: int, repeat: int, samples: SampleSet) -> int:
+    repeated = (f"repeat {repeat}",) if repeat else ()
+    return derive_seed(settings.seed, purpose, epoch, *repeated, *samples.sites)
 
 
 def _position(num_steps: int, num_samples: int, sums: "_Sums", device: torch.device) -> Position:

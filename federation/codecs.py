@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from federation.coders import Bfloat16, CodecError, Coder, Float32, Int8Blocks, TopK, as_bytes, check_length
+from federation.sections import CommunicationSettings
 from federation.selection import Entries, ModelEntries
 
 CODECS = ("fp32", "bf16", "int8", "topk")
@@ -192,3 +193,11 @@ def make_codec(name: str, entries: ModelEntries, *, block_size: int = 256, kept_
         raise CodecError(f"expected a codec of {', '.join(CODECS)}, found {name!r}")
     exact = entries.trained.both(entries.statistics)
     return Codec(coder=coders[name], compressed=entries.trained.without(exact), exact=exact)
+
+
+def codec_of(settings: CommunicationSettings, entries: ModelEntries) -> Codec | None:
+    """The codec of a run; None where the whole model travels as it is."""
+    if settings.codec == "fp32":
+        return None
+    name = "fp32" if settings.codec == "trained" else settings.codec
+    return make_codec(name, entries, block_size=settings.block_size, kept_fraction=settings.kept_fraction)

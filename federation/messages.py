@@ -25,7 +25,10 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 WEIGHT_KEY = "num-examples"
 """Key of a reply's number of training samples, which Flower's FedAvg weighs with."""
 
-_FLAT, _COUNTS = "weights", "counts"
+_FLAT, _CONTROL, _COUNTS = "weights", "control", "counts"
+_TYPES = {"float32": "<f4", "uint8": "|u1"}
+WHOLE = -1
+"""In place of a base version: the weights are the whole model."""
 RAW = "raw, little-endian"
 """Name, in an array's `stype`, of plain bytes."""
 
@@ -53,6 +56,18 @@ class Instruction:
     code_digest: str
     layout_digest: str
     weights: np.ndarray
+    """float32 [number], the whole model; or uint8, a payload against the version `base`; empty where the site holds
+    this version already, as in a second instruction with it."""
+    version: int = 0
+    """Counts the models that the server has published in this run."""
+    base: int = WHOLE
+    """Version that `weights` are changes of, `version` itself where nothing changed; WHOLE where they need none."""
+    control: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """SCAFFOLD's control variate of the server, float32 [parameter]; empty otherwise."""
+    run: str = ""
+    """Name of the run, by which a site keeps what it must remember from round to round."""
+    best_round: int = 0
+    """Round with the best model so far, 0 before there is one; of it a site keeps its personal model."""
     splits: tuple[str, ...] = ()
     """Splits to evaluate."""
     final: bool = False
@@ -66,6 +81,10 @@ class Instruction:
         config = ConfigRecord(
             {
                 "round": self.server_round,
+                "version": self.version,
+                "base": self.base,
+                "run": self.run,
+                "best-round": self.best_round,
                 "code-digest": self.code_digest,
                 "layout-digest": self.layout_digest,
                 "splits": list(self.splits),
@@ -74,16 +93,22 @@ class Instruction:
                 "agreement": self.agreement,
             }
         )
-        return RecordDict({ARRAYS: _pack(self.weights), CONFIG: config})
+        return RecordDict({ARRAYS: _pack(self.weights, self.control), CONFIG: config})
 
     @classmethod
     def parse(cls, message: Message) -> "Instruction":
         config = message.content.config_records[CONFIG]
+        weights, control = _unpack(message.content.array_records[ARRAYS])
         return cls(
             server_round=cast(int, config["round"]),
+            version=cast(int, config["version"]),
+            base=cast(int, config["base"]),
+            run=cast(str, config["run"]),
+            best_round=cast(int, config["best-round"]),
             code_digest=cast(str, config["code-digest"]),
             layout_digest=cast(str, config["layout-digest"]),
-            weights=_unpack(message.content.array_records[ARRAYS]),
+            weights=weights,
+            control=control,
             splits=tuple(cast(list[str], config["splits"])),
             final=cast(bool, config["final"]),
             salt=cast(bytes, config["salt"]),
@@ -129,6 +154,7 @@ class TrainReply:
     site: str
     num_samples: int
     weights: np.ndarray
+    """float32 [number], or uint8, a payload of the run's codec against the version that it was sent."""
     losses: Mapping[str, float]
     """Mean training loss of the last local epoch (`total`) and its parts."""
     seconds: float
@@ -141,6 +167,8 @@ class TrainReply:
     """Digest of the names and shapes that its weights mean."""
     agreement_digest: str
     """Digest of the agreement that its values and class weights followed."""
+    control_change: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """SCAFFOLD: change of the site's control variate, float32 [parameter]; empty otherwise."""
 
     def result(self) -> SplitResult:
         """What this says of the training split."""
@@ -156,16 +184,19 @@ class TrainReply:
             "layout-digest": self.layout_digest,
             "agreement-digest": self.agreement_digest,
         }
-        return RecordDict({ARRAYS: _pack(self.weights), METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config)})
+        arrays = _pack(self.weights, self.control_change)
+        return RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config)})
 
     @classmethod
     @_complete("a reply to train")
     def parse(cls, message: Message) -> "TrainReply":
         metrics, config = _metrics(message), message.content.config_records[CONFIG]
+        weights, change = _unpack(message.content.array_records[ARRAYS])
         return cls(
             site=_site(message),
             num_samples=int(metrics[WEIGHT_KEY]),
-            weights=_unpack(message.content.array_records[ARRAYS]),
+            weights=weights,
+            control_change=change,
             losses={key.removeprefix("loss/"): value for key, value in metrics.items() if key.startswith("loss/")},
             seconds=metrics["seconds"],
             server_round=cast(int, config["round"]),
@@ -236,24 +267,38 @@ def _split_result(split: str, values: Mapping[str, float | None]) -> SplitResult
     )
 
 
-def _pack(weights: np.ndarray) -> ArrayRecord:
+def num_bytes(content: RecordDict) -> int:
+    """Bytes of what a message says: arrays, numbers and texts, without Flower's frame around them."""
+    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    numbers = sum(8 * len(record) for record in content.metric_records.values())
+    texts = sum(len(str(value)) for record in content.config_records.values() for value in record.values())
+    return arrays + numbers + texts
+
+
+def _pack(weights: np.ndarray, control: np.ndarray) -> ArrayRecord:
     # Raw bytes: Flower's own form of a numpy array is copied twice more on either side.
-    return ArrayRecord(
-        {_FLAT: Array("float32", tuple(weights.shape), RAW, weights.astype("<f4", copy=False).tobytes())}
-    )
+    named = {_FLAT: weights, _CONTROL: control} if control.size else {_FLAT: weights}
+    return ArrayRecord({name: Array(str(each.dtype), each.shape, RAW, _bytes(each)) for name, each in named.items()})
 
 
-def _unpack(record: ArrayRecord) -> np.ndarray:
-    """The array that travelled, for reading only."""
-    if list(record) != [_FLAT]:
-        raise MessageError(f"expected the single array `{_FLAT}`, found {len(record)} arrays")
-    array = record[_FLAT]
-    if array.stype != RAW or array.dtype != "float32":
-        raise MessageError(f"expected weights as raw float32, found {array.dtype} as {array.stype!r}")
-    weights = np.frombuffer(array.data, np.dtype("<f4"))
-    if weights.shape != tuple(array.shape):
-        raise MessageError(f"expected {list(array.shape)} weights, as the message says, found {list(weights.shape)}")
-    return weights
+def _bytes(array: np.ndarray) -> bytes:
+    return array.astype(_TYPES[str(array.dtype)], copy=False).tobytes()
+
+
+def _unpack(record: ArrayRecord) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays that travelled, for reading only: weights, and control or empty."""
+    if list(record) not in ([_FLAT], [_FLAT, _CONTROL]):
+        raise MessageError(f"expected the array `{_FLAT}`, perhaps `{_CONTROL}`, found {len(record)} arrays")
+    return _unpack_one(record[_FLAT]), _unpack_one(record[_CONTROL]) if _CONTROL in record else np.zeros(0, np.float32)
+
+
+def _unpack_one(array: Array) -> np.ndarray:
+    if array.stype != RAW or array.dtype not in _TYPES:
+        raise MessageError(f"expected raw {' or '.join(_TYPES)}, found {array.dtype} as {array.stype!r}")
+    values = np.frombuffer(array.data, np.dtype(_TYPES[array.dtype]))
+    if values.shape != tuple(array.shape):
+        raise MessageError(f"expected {list(array.shape)} entries, as the message says, found {list(values.shape)}")
+    return values
 
 
 def _metrics(message: Message) -> dict[str, float]:

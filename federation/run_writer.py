@@ -112,6 +112,14 @@ class RunWriter:
         self._save(LAST, step, model, self._progress(training, within_step=True))
         self._write()
 
+    def keep_among_last(self, step: int, model: DiPro, number: int) -> None:
+        """Keep the model of a step in a file of its own, and of earlier such files the last ones, `number` in all."""
+        if number:
+            self._save(_numbered(self.record.step_unit, step), step, model)
+            kept = sorted((self.folder / CHECKPOINTS).glob(f"{self.record.step_unit}_*.pt"))
+            for old in kept[:-number]:
+                old.unlink()
+
     def note(self, **facts: Any) -> None:
         """Further facts for run.json, written with the next step."""
         self.record = replace(self.record, more={**self.record.more, **facts})
@@ -189,3 +197,7 @@ class RunWriter:
         save_checkpoint(
             path, model, step=step, settings=self.record.settings, progress=progress, agreement=self._agreement
         )
+
+
+def _numbered(unit: str, step: int) -> str:
+    return f"{unit}_{step:05d}.pt"

@@ -3,13 +3,25 @@
 Nothing here grows in memory with the number of sites, unless the strategy needs all replies side by side.
 """
 
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from federation.messages import TrainReply
+from federation.sections import StrategySettings
+from federation.selection import ModelEntries
 from server.aggregator import Aggregator, SiteUpdate
+from server.arithmetic import (
+    ControlChange,
+    Moments,
+    pooled_moments,
+    recalibrated,
+    scaffold_control_step,
+    site_moments,
+)
 from server.guards import Guard, Submission, outlying_norms
 from server.strategies import STRATEGIES
 
@@ -24,13 +36,24 @@ class Replies:
     which end with the round. Without one, a strategy that needs the mean alone gets it from a running sum.
     """
 
-    def __init__(self, guard: Guard, aggregator: Aggregator, *, norm_factor: float, scratch: Path) -> None:
-        self._guard, self._aggregator, self._norm_factor = guard, aggregator, norm_factor
+    def __init__(
+        self,
+        guard: Guard,
+        aggregator: Aggregator,
+        strategy: StrategySettings,
+        entries: ModelEntries,
+        control: np.ndarray,
+        scratch: Path,
+    ) -> None:
+        """`control` is SCAFFOLD's control variate of the server, float32 [parameter]; else empty."""
+        self._guard, self._aggregator, self._strategy, self._entries = guard, aggregator, strategy, entries
         self._of_mean = STRATEGIES[aggregator.name].of_mean
-        self._folder = TemporaryDirectory(prefix=".replies_", dir=scratch) if norm_factor else None
+        self._folder = TemporaryDirectory(prefix=".replies_", dir=scratch) if strategy.norm_factor else None
         self._updates: dict[str, SiteUpdate] = {}
         self._norms: dict[str, dict[str, float]] = {}
         self._mean = RunningMean(guard.reference.size)
+        self._moments: dict[str, Moments] = {}
+        self._control, self._changes = control, {}
 
     def __enter__(self) -> "Replies":
         return self
@@ -43,6 +66,7 @@ class Replies:
         """Take a reply in, or say why it cannot be used."""
         submission = _submission(reply)
         problem = self._guard.problem(submission, self._norms)
+        problem = problem or self._other_control(reply)
         if problem is not None:
             return problem
         self._norms[reply.site] = self._guard.norms(submission) if self._folder is not None else {}
@@ -53,37 +77,66 @@ class Replies:
             self._mean.add(update)
         else:
             self._updates[reply.site] = self._kept(update)
+        if self._strategy.recalibrate and self._entries.means.size:
+            self._moments[reply.site] = site_moments(reply.weights, self._entries, reply.num_samples)
+        if self._control.size:
+            self._changes[reply.site] = self._on_disk(f"control of {len(self._changes)}", reply.control_change)
         return None
 
     def refuse_outliers(self) -> dict[str, str]:
         """Leave out updates far longer than the round's median; by site, why."""
         if self._folder is None:
             return {}
-        reasons = outlying_norms(self._norms, self._norm_factor)
+        reasons = outlying_norms(self._norms, self._strategy.norm_factor)
         for site in reasons:
             del self._updates[site]
+            self._moments.pop(site, None)
+            self._changes.pop(site, None)
         return reasons
 
-    def aggregate(self) -> np.ndarray:
-        """float32 [number]: the next global model. Raises StrategyError where the strategy makes none."""
+    def aggregate(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [number], the next global model; float32 [parameter], SCAFFOLD's next control variate, else empty.
+
+        Raises StrategyError where the strategy makes none.
+        """
         updates = list(self._updates.values())
         if self._of_mean:
             for update in updates:
                 self._mean.add(update)
             updates = [self._mean.update()]
-        return self._aggregator.aggregate(self._guard.server_round, self._guard.reference, updates)
+        weights = self._aggregator.aggregate(self._guard.server_round, self._guard.reference, updates)
+        if self._moments:
+            weights = recalibrated(weights, reduce(pooled_moments, self._moments.values()), self._entries)
+        return weights, self._next_control()
+
+    def _next_control(self) -> np.ndarray:
+        if not self._control.size:
+            return self._control
+        everyone = sum(self._guard.num_samples.values())
+        changes = (
+            ControlChange(share=self._guard.num_samples[site] / everyone, change=change)
+            for site, change in self._changes.items()
+        )
+        return scaffold_control_step(self._control, list(changes))
+
+    def _other_control(self, reply: TrainReply) -> str | None:
+        change = reply.control_change
+        if change.shape != self._control.shape or change.dtype != np.float32:
+            return f"expected a change of control variates [{self._control.size}], found {list(change.shape)}"
+        if not np.isfinite(change).all():
+            return "expected a finite change of control variates, found entries that are not"
+        return None
 
     def _kept(self, update: SiteUpdate) -> SiteUpdate:
+        return replace(update, weights=self._on_disk(f"weights of {len(self._updates)}", update.weights))
+
+    def _on_disk(self, name: str, values: np.ndarray) -> np.ndarray:
+        """The array in a file of the round, for reading; as it is where replies are summed at once."""
         if self._folder is None:
-            return update
-        path = Path(self._folder.name) / f"{len(self._updates)}.npy"
-        np.save(path, update.weights)
-        return SiteUpdate(
-            site=update.site,
-            num_samples=update.num_samples,
-            loss=update.loss,
-            weights=np.load(path, mmap_mode="r"),
-        )
+            return values
+        path = Path(self._folder.name) / f"{name}.npy"
+        np.save(path, values)
+        return np.load(path, mmap_mode="r")
 
 
 class RunningMean:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -13,7 +14,9 @@ from federation.pooled import PooledMetric, combine, pooled_metrics
 from federation.run_folder import POOLED, Measurement
 from federation.run_writer import RunWriter, new_record
 from federation.settings import RunSettings, SettingsError, from_run_config
-from server.rounds import Round, evaluate, join_sites, run_rounds
+from server.exchange import Traffic
+from server.joining import join_sites
+from server.rounds import Round, Rounds, Verdict
 
 app = ServerApp()
 
@@ -29,35 +32,49 @@ def main(grid: Grid, context: Context) -> None:
 def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Callable[[], None] = lambda: None) -> None:
     """Run the federation and leave a run folder; a failure after the sites joined is recorded there, and raised."""
     federation = join_sites(grid, settings)
-    names = list(federation.joined)
+    names, agreement, traffic = list(federation.joined), federation.agreement, federation.exchange.traffic
     record = new_record(settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names)
-    agreement = federation.agreement
     writer = RunWriter(folder, record, agreement=agreement.to_json())
     writer.note(agreement={"digest": agreement.digest, "notes": agreement.report()})
-
+    if settings.personal.method != "none":
+        writer.note(personal=True)
     refused: list[dict[str, object]] = []
     monitor = Monitor(name=writer.record.monitor)
 
-    def keep(finished: Round) -> None:
+    def keep(finished: Round) -> Verdict:
         refused.extend(
             {"round": finished.number, "site": site, "reason": reason.removeprefix(": ").strip()}
             for site, reason in finished.refused.items()
         )
         pooled = pooled_validation(finished.evaluated)
         monitor.watch(finished, pooled)
-        writer.note(refused=refused, monitored=monitor.words)
-        writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value)
+        writer.note(refused=refused, monitored=monitor.words, traffic=_noted(traffic, finished.number))
+        state = {"server": {name: torch.from_numpy(values.copy()) for name, values in finished.state.items()}}
+        writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value, state)
+        writer.keep_among_last(finished.number, model, settings.federation.kept_rounds)
         after_round()
+        patience = settings.federation.patience
+        return Verdict(
+            best_round=writer.record.best_step or 0,
+            is_last=writer.steps_without_gain(finished.number) >= patience,
+        )
 
     try:
         model = initial_model(settings)
-        run_rounds(federation, model, folder, keep)
+        rounds = Rounds(federation, model, folder)
+        last = rounds.run(keep)
         chosen, step = writer.chosen_model()
-        replies = evaluate(federation, chosen, step, splits=SPLITS, final=True)
+        replies = rounds.evaluate_finally(chosen, step)
+        writer.note(traffic=_noted(traffic, last))
         writer.finish({reply.site: {split: part.metrics for split, part in reply.splits.items()} for reply in replies})
     except BaseException as error:
         writer.fail(error)
         raise
+
+
+def _noted(traffic: Traffic, rounds: int) -> dict[str, int]:
+    """Bytes so far of joining, training and evaluation, for run.json."""
+    return {"to_sites_bytes": traffic.to_sites, "from_sites_bytes": traffic.from_sites, "rounds": rounds}
 
 
 LARGEST_ERROR = 0.05

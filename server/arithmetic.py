@@ -1,4 +1,4 @@
-"""The server's half of the project's own strategies: SCAFFOLD's step, and batch-norm statistics pooled by moments.
+"""The server's half of the project's own strategies: SCAFFOLD's control variate, batch-norm statistics by moments.
 
 Pure functions of flat arrays; the sites' half is `client/corrections.py`. docs/strategies.md has formulas and sources.
 """
@@ -16,33 +16,27 @@ class StrategyArithmeticError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaffoldChange:
-    """What a site's local work changed, over the parameters that have a gradient."""
+class ControlChange:
+    """What a site's local work changed of its SCAFFOLD control variate."""
 
     share: float
     """The site's weight in the objective of all sites; the shares of all sites of the run sum to 1. SCAFFOLD's own
     objective gives each of N sites 1 / N; samples / all samples is the objective of pooled training."""
-    model: np.ndarray
-    """y - x: its parameters after the round's steps minus the global ones before."""
-    control: np.ndarray
-    """c_i(new) - c_i(old): the change of its control variate."""
+    change: np.ndarray
+    """c_i(new) - c_i(old), over the parameters that have a gradient."""
 
 
-def scaffold_step(
-    parameters: np.ndarray, control: np.ndarray, changes: Sequence[ScaffoldChange], *, rate: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The global parameters x and control variate c after a round (Karimireddy et al. 2020, arXiv 1910.06378, Alg. 1).
+def scaffold_control_step(control: np.ndarray, changes: Sequence[ControlChange]) -> np.ndarray:
+    """The server's control variate c after a round (Karimireddy et al. 2020, arXiv 1910.06378, Alg. 1).
 
-    x + rate * sum(share * (y - x)) / sum(share) over the sites that took part, c + sum(share * (c_i(new) - c_i(old))):
-    with equal shares the paper's x + rate / |S| sum(...) and c + 1 / N sum(...). Sums run in double precision.
+    c + sum(share * (c_i(new) - c_i(old))) over the sites that took part: with equal shares the paper's
+    c + |S| / N * mean(...). The sum runs in double precision.
     """
-    _check_changes(parameters, control, changes)
-    taking_part = sum(each.share for each in changes)
-    step, drift = np.zeros(parameters.shape), np.zeros(control.shape)
+    _check_changes(control, changes)
+    drift = np.zeros(control.shape)
     for each in changes:
-        step += (each.share / taking_part) * each.model.astype(np.float64)
-        drift += each.share * each.control.astype(np.float64)
-    return (parameters + rate * step).astype(parameters.dtype), (control + drift).astype(control.dtype)
+        drift += each.share * each.change.astype(np.float64)
+    return (control + drift).astype(control.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +83,7 @@ def recalibrated(weights: np.ndarray, pooled: Moments, entries: ModelEntries) ->
     return written
 
 
-def _check_changes(parameters: np.ndarray, control: np.ndarray, changes: Sequence[ScaffoldChange]) -> None:
+def _check_changes(control: np.ndarray, changes: Sequence[ControlChange]) -> None:
     if not changes or not all(0 < each.share <= 1 for each in changes):
         raise StrategyArithmeticError(
             f"expected one change or more, each with a share above 0 and at most 1, found shares "
@@ -99,7 +93,6 @@ def _check_changes(parameters: np.ndarray, control: np.ndarray, changes: Sequenc
         raise StrategyArithmeticError(
             f"expected shares that sum to at most 1, found {total:g}; divide by all sites of the run"
         )
-    arrays = [control, *(each.model for each in changes), *(each.control for each in changes)]
-    for array in arrays:
-        if array.shape != parameters.shape:
-            raise StrategyArithmeticError(f"expected arrays {list(parameters.shape)}, found {list(array.shape)}")
+    for each in changes:
+        if each.change.shape != control.shape:
+            raise StrategyArithmeticError(f"expected arrays {list(control.shape)}, found {list(each.change.shape)}")

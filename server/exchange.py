@@ -1,26 +1,96 @@
 """Asking sites and reading their replies as they come, over Flower's grid."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from federation.messages import EvaluateReply, JoinReply, MessageError, TrainReply, num_bytes
+
 _POLL_SECONDS = 0.3
 """Flower's own loop looks every three seconds, which a round of a small model does not take."""
 
+Reply = TypeVar("Reply", JoinReply, TrainReply, EvaluateReply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusals:
+    """Sites whose replies a round goes on without."""
+
+    what: str
+    """The exchange, in words."""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def require(self, quorum: int, num_replies: int) -> None:
+        """Raises MessageError, with every reason, where fewer sites than the quorum gave a reply that can be used."""
+        if num_replies < quorum:
+            reasons = "; ".join(f"{site}{reason}" for site, reason in sorted(self.reasons.items()))
+            raise MessageError(
+                f"{self.what}: expected replies of {quorum} sites or more, {num_replies} came: {reasons}"
+            )
+
+
+@dataclass(kw_only=True)
+class Traffic:
+    """Bytes that a run has cost, without Flower's frame around the messages."""
+
+    to_sites: int = 0
+    from_sites: int = 0
+
+
+class Exchange:
+    """Questions to sites and their replies, and how many bytes both took."""
+
+    def __init__(self, grid: Grid, seconds: float) -> None:
+        """`seconds` is the longest wait for the replies to one question."""
+        self.grid, self.seconds, self.traffic = grid, seconds, Traffic()
+
+    def replies(
+        self,
+        content: Callable[[str], RecordDict],
+        what: str,
+        nodes: Mapping[int, str],
+        kind: type[Reply],
+        refusals: Refusals,
+    ) -> Iterator[tuple[Reply, Message]]:
+        """Replies that say what they must, in the order of the sites' names, each with its message.
+
+        `content` gives what a site is sent, by its name. The other replies, and once all are through the sites that did
+        not answer, are noted in `refusals`.
+        """
+        yield from _parsed(
+            self._counted(ask(self.grid, self._sent(content), what, nodes, self.seconds)), nodes, kind, refusals
+        )
+
+    def _sent(self, content: Callable[[str], RecordDict]) -> Callable[[str], RecordDict]:
+        def counted(site: str) -> RecordDict:
+            record = content(site)
+            self.traffic.to_sites += num_bytes(record)
+            return record
+
+        return counted
+
+    def _counted(self, replies: Iterator[tuple[str, Message]]) -> Iterator[tuple[str, Message]]:
+        for site, message in replies:
+            if message.has_content():
+                self.traffic.from_sites += num_bytes(message.content)
+            yield site, message
+
 
 def ask(
-    grid: Grid, content: RecordDict, what: str, nodes: Mapping[int, str], seconds: float
+    grid: Grid, content: Callable[[str], RecordDict], what: str, nodes: Mapping[int, str], seconds: float
 ) -> Iterator[tuple[str, Message]]:
-    """Send the same content to these nodes and yield site and reply, errors too, as they arrive.
+    """Send each of these nodes its content and yield site and reply, errors too, as they arrive.
 
     `nodes` maps node ids to sites' names. Ends when all have answered or after `seconds`, whichever is first; who did
     not answer is for the caller to see. Replies are matched by the message they answer: one that Flower writes in
     place of a site that was lost comes from another node.
     """
     deadline = time.monotonic() + seconds
-    messages = [Message(content, dst_node_id=node, message_type=what) for node in nodes]
+    messages = [Message(content(site), dst_node_id=node, message_type=what) for node, site in nodes.items()]
     ids = grid.push_messages(messages)
     waiting = {each: site for each, site in zip(ids, nodes.values(), strict=False) if each}
     del messages  # the content must not outlive the exchange
@@ -53,3 +123,25 @@ def in_order(replies: Iterator[tuple[str, Message]], sites: list[str]) -> Iterat
     for site in sites[place:]:
         if site in waiting:
             yield site, waiting.pop(site)
+
+
+def _parsed(
+    replies: Iterator[tuple[str, Message]], nodes: Mapping[int, str], kind: type[Reply], refusals: Refusals
+) -> Iterator[tuple[Reply, Message]]:
+    sites = list(nodes.values())
+    silent = set(sites)
+    for site, message in in_order(replies, sites):
+        silent.discard(site)
+        if message.has_error():
+            refusals.reasons[site] = f" failed: {message.error.reason}"
+            continue
+        try:
+            reply = kind.parse(message)
+        except MessageError as error:
+            refusals.reasons[site] = f": {error}"
+            continue
+        if not isinstance(reply, JoinReply) and reply.site != site:
+            refusals.reasons[site] = f": its reply is signed {reply.site!r}"
+            continue
+        yield reply, message
+    refusals.reasons.update(dict.fromkeys(silent, " did not answer in time"))

@@ -1,45 +1,33 @@
-"""The rounds of a federated run: wait for the sites, train, aggregate, evaluate, keep.
+"""The rounds of a federated run: train, aggregate, evaluate, keep.
 
 The loop is the project's own, over Flower's grid; Flower's strategies do the arithmetic on replies that were checked.
 """
 
-import time
+import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from flwr.app import Message
-from flwr.serverapp import Grid
+from flwr.app import Message, RecordDict
 
 from dipro_model import DiPro
 from dipro_model.vocabulary import SPLITS
-from federation.agreement import Agreement, agree
 from federation.code_digest import code_digest
-from federation.duplicates import draw_salt, require_no_duplicates
-from federation.messages import (
-    EVALUATE,
-    JOIN,
-    TRAIN,
-    EvaluateReply,
-    Instruction,
-    JoinReply,
-    MessageError,
-    TrainReply,
-)
+from federation.codecs import Payload, codec_of
+from federation.coders import CodecError
+from federation.messages import EVALUATE, TRAIN, EvaluateReply, Instruction, TrainReply
 from federation.seeds import derive_seed
 from federation.selection import ModelEntries, model_entries
 from federation.settings import RunSettings
 from federation.weights import flatten_weights, layout_digest, unflatten_weights
 from server.aggregation import Replies
 from server.aggregator import Aggregator
-from server.exchange import ask, in_order
+from server.broadcast import Broadcast
+from server.exchange import Refusals, Reply
 from server.guards import Guard, norm_groups
+from server.joining import Federation
 from server.strategies import StrategyError
-
-_POLL_SECONDS = 0.3
-Reply = TypeVar("Reply", JoinReply, TrainReply, EvaluateReply)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,92 +41,183 @@ class Round:
     """A reply of each site that evaluated the aggregated model."""
     refused: Mapping[str, str]
     """By site, why its reply was not used: late, failed, or not what it must be."""
+    state: Mapping[str, np.ndarray]
+    """What the server must remember beside the model, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Federation:
-    """The sites of a run and how to reach them."""
+class Verdict:
+    """What is made of a round."""
 
-    grid: Grid
-    settings: RunSettings
-    nodes: Mapping[int, str]
-    """Node id to site name, in the order of the names."""
-    joined: Mapping[str, JoinReply]
-    """What each site said of itself, by name, in the order of the names."""
-    agreement: Agreement
-    """What the sites' values and class weights mean in this run."""
+    best_round: int
+    """The round with the best model so far; 0 where there is none."""
+    is_last: bool = False
+    """Whether further rounds are not worth it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refusals:
-    """Sites whose replies a round goes on without."""
+class Rounds:
+    """A federation at work on one model."""
 
-    what: str
-    """The exchange, in words."""
-    reasons: dict[str, str] = field(default_factory=dict)
+    def __init__(self, federation: Federation, model: DiPro, folder: Path) -> None:
+        """Replies may wait in `folder`. Raises StrategyError for a strategy that these sites cannot serve."""
+        self._federation, self._model, self._folder = federation, model, folder
+        self._settings = federation.settings
+        self._entries = model_entries(model)
+        self._aggregator = make_aggregator(self._settings, self._entries)
+        self._broadcast = Broadcast(codec=codec_of(self._settings.communication, self._entries))
+        self._broadcast.publish(flatten_weights(model))
+        is_scaffold = self._settings.strategy.name == "scaffold"
+        self._control = np.zeros(self._entries.parameters.size if is_scaffold else 0, np.float32)
+        self._run, self._best_round = secrets.token_hex(8), 0
 
-    def require(self, quorum: int, num_replies: int) -> None:
-        """Raises MessageError, with every reason, where fewer sites than the quorum gave a reply that can be used."""
-        if num_replies < quorum:
-            reasons = "; ".join(f"{site}{reason}" for site, reason in sorted(self.reasons.items()))
-            raise MessageError(
-                f"{self.what}: expected replies of {quorum} sites or more, {num_replies} came: {reasons}"
+    def run(self, on_round: Callable[[Round], Verdict]) -> int:
+        """All rounds; after each the model holds the aggregate, and `on_round` says whether to go on. The last's number.
+
+        A site that is late, fails or sends what it must not is left out of its round, with the reason in
+        `Round.refused`. Raises MessageError with all reasons where fewer sites than the quorum are left; the model is
+        then that of the round before.
+        """
+        for number in range(1, self._settings.federation.rounds + 1):
+            refusals = Refusals(what=f"round {number}, {TRAIN}")
+            with self._replies(number) as replies:
+                trained = self._train(replies, number, refusals)
+                weights, self._control = replies.aggregate()
+            self._publish(weights)
+            evaluated = self.evaluate(number, splits=("val",))
+            verdict = on_round(
+                Round(
+                    number=number,
+                    trained=trained,
+                    evaluated=evaluated,
+                    refused=refusals.reasons,
+                    state=self._state(),
+                )
             )
+            self._best_round = verdict.best_round
+            if verdict.is_last:
+                return number
+        return self._settings.federation.rounds
 
+    def evaluate(self, number: int, *, splits: tuple[str, ...]) -> list[EvaluateReply]:
+        """What each site says of the model on its own patients of these splits, in the order of the names.
 
-def join_sites(grid: Grid, settings: RunSettings) -> Federation:
-    """Wait for the sites, ask each who it is and what its training part is like, and make their agreement.
+        Raises MessageError where fewer than the quorum answered.
+        """
+        return self._evaluate(number, splits, final=False)
 
-    Raises MessageError where too few sites came in time, where one cannot take part or where two have one name,
-    AgreementError where they cannot train one model, DuplicatePatientsError where a patient is at two sites.
-    """
-    nodes = {node: f"node {node}" for node in _wait_for_nodes(grid, settings)}
-    instruction = Instruction(
-        server_round=0,
-        code_digest=code_digest(),
-        layout_digest="",
-        weights=np.zeros(0, np.float32),
-        salt=draw_salt() if settings.federation.check_duplicates else b"",
-    )
-    refusals = Refusals(what="joining")
-    replies = ask(grid, instruction.record(), JOIN, nodes, settings.federation.round_seconds)
-    joined = [(message.metadata.src_node_id, reply) for reply, message in _parsed(replies, nodes, JoinReply, refusals)]
-    refusals.require(len(nodes), len(joined))
-    joined.sort(key=lambda item: item[1].site)
-    names = [join.site for _, join in joined]
-    if len(set(names)) != len(names):
-        raise MessageError(f"expected sites of different names, found {names}; give each site a name of its own")
-    if settings.federation.check_duplicates:
-        require_no_duplicates({join.site: join.patients for _, join in joined})
-    return Federation(
-        grid=grid,
-        settings=settings,
-        nodes={node: join.site for node, join in joined},
-        # The hashes are to be compared and thrown away.
-        joined={join.site: replace(join, patients=()) for _, join in joined},
-        agreement=agree([join.statistics for _, join in joined]),
-    )
+    def evaluate_finally(self, model: DiPro, number: int) -> list[EvaluateReply]:
+        """What each site says of the model that the run ends with, that of round `number`, on all its splits.
 
+        Raises MessageError where a site did not answer: the scores of the run are wanted of every site.
+        """
+        self._broadcast.publish_whole(flatten_weights(model))
+        return self._evaluate(number, SPLITS, final=True)
 
-def run_rounds(federation: Federation, model: DiPro, folder: Path, on_round: Callable[[Round], None]) -> None:
-    """All rounds; after each the model holds the aggregate and `on_round` is told. Replies may wait in `folder`.
+    def _publish(self, weights: np.ndarray) -> None:
+        """Write an aggregate into the model, as the sites will read it."""
+        unflatten_weights(self._model, weights, keep_frozen=True)
+        whole = flatten_weights(self._model)
+        read = self._broadcast.publish(whole)
+        if read is not whole:
+            unflatten_weights(self._model, read, keep_frozen=True)
 
-    A site that is late, fails or sends what it must not is left out of its round, with the reason in `Round.refused`.
-    Raises StrategyError for a strategy that these sites cannot serve, and MessageError with all reasons where fewer
-    sites than the quorum are left; the model is then that of the round before.
-    """
-    entries = model_entries(model)
-    aggregator = make_aggregator(federation.settings, entries)
-    for number in range(1, federation.settings.federation.rounds + 1):
-        refusals = Refusals(what=f"round {number}, {TRAIN}")
-        guard = _guard(federation, model, entries, number)
-        factor = federation.settings.strategy.norm_factor
-        with Replies(guard, aggregator, norm_factor=factor, scratch=folder) as replies:
-            trained = _train(federation, model, replies, number, refusals)
-            weights = replies.aggregate()
-        unflatten_weights(model, weights, keep_frozen=True)
-        evaluated = evaluate(federation, model, number, splits=("val",))
-        on_round(Round(number=number, trained=trained, evaluated=evaluated, refused=refusals.reasons))
+    def _evaluate(self, number: int, splits: tuple[str, ...], *, final: bool) -> list[EvaluateReply]:
+        federation, refusals = self._federation, Refusals(what=f"round {number}, {EVALUATE}")
+        replies = self._ask(number, EVALUATE, federation.nodes, EvaluateReply, refusals, splits=splits, final=final)
+        evaluated = [reply for reply, _ in replies]
+        refusals.require(len(federation.nodes) if final else self._quorum(federation.nodes), len(evaluated))
+        return evaluated
+
+    def _train(self, replies: Replies, number: int, refusals: Refusals) -> list[TrainReply]:
+        """Let the sites of a round train and take their replies in; what each says comes back, without its weights."""
+        asked, trained = participants(self._federation.nodes, self._settings, number), {}
+        # They come in the order of the sites' names, so that sums do not depend on who answered first.
+        for reply, _ in self._ask(number, TRAIN, asked, TrainReply, refusals):
+            try:
+                problem = replies.add(self._decoded(reply))
+            except CodecError as error:
+                problem = str(error)
+            if problem is None:
+                nothing = np.zeros(0, np.float32)
+                trained[reply.site] = replace(reply, weights=nothing, control_change=nothing)
+            else:
+                refusals.reasons[reply.site] = f": {problem}"
+        for site, problem in replies.refuse_outliers().items():
+            del trained[site]
+            refusals.reasons[site] = f": {problem}"
+        refusals.require(self._quorum(asked), len(trained))
+        return list(trained.values())
+
+    def _decoded(self, reply: TrainReply) -> TrainReply:
+        """The reply with its weights as they are. Raises CodecError for a payload that cannot be read."""
+        codec = self._broadcast.codec
+        if codec is None:
+            return reply
+        return replace(reply, weights=codec.decode(Payload.from_array(reply.weights), self._broadcast.weights))
+
+    def _replies(self, number: int) -> Replies:
+        federation = self._federation
+        guard = Guard(
+            server_round=number,
+            code_digest=code_digest(),
+            layout_digest=layout_digest(self._model),
+            agreement_digest=federation.agreement.digest,
+            num_samples={site: joined.num_samples[SPLITS[0]] for site, joined in federation.joined.items()},
+            reference=self._broadcast.weights,
+            groups=norm_groups(self._entries),
+            variances=self._entries.variances,
+        )
+        return Replies(guard, self._aggregator, self._settings.strategy, self._entries, self._control, self._folder)
+
+    def _ask(
+        self,
+        number: int,
+        what: str,
+        nodes: Mapping[int, str],
+        kind: type[Reply],
+        refusals: Refusals,
+        *,
+        splits: tuple[str, ...] = (),
+        final: bool = False,
+    ) -> Iterator[tuple[Reply, Message]]:
+        """Replies to an instruction about the last version of the model, with what each site lacks of it."""
+        records: dict[int, RecordDict] = {}
+
+        def content(site: str) -> RecordDict:
+            parcel = self._broadcast.parcel(site)
+            if parcel.base not in records:  # sites that hold the same share one
+                instruction = Instruction(
+                    server_round=number,
+                    code_digest=code_digest(),
+                    layout_digest=layout_digest(self._model),
+                    weights=parcel.weights,
+                    version=parcel.version,
+                    base=parcel.base,
+                    control=self._control if what == TRAIN else np.zeros(0, np.float32),
+                    run=self._run,
+                    best_round=self._best_round,
+                    splits=splits,
+                    final=final,
+                    agreement=self._federation.agreement.to_json(),
+                )
+                records[parcel.base] = instruction.record()
+            return records[parcel.base]
+
+        for reply, message in self._federation.exchange.replies(content, what, nodes, kind, refusals):
+            records.clear()  # what was sent must not outlive the exchange
+            self._broadcast.is_held_by(reply.site)
+            yield reply, message
+        for site in refusals.reasons:
+            self._broadcast.is_lost_by(site)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        named = {f"strategy/{name}": values for name, values in self._aggregator.state().items()}
+        named |= {f"broadcast/{name}": values for name, values in self._broadcast.state().items()}
+        return named | ({"control": self._control} if self._control.size else {})
+
+    def _quorum(self, asked: Mapping[int, str]) -> int:
+        quorum = self._settings.federation.quorum
+        return len(asked) if quorum == "all" else quorum
 
 
 def participants(nodes: Mapping[int, str], settings: RunSettings, server_round: int) -> dict[int, str]:
@@ -147,21 +226,6 @@ def participants(nodes: Mapping[int, str], settings: RunSettings, server_round: 
     drawn = np.random.default_rng(seed).permutation(len(nodes))[: settings.federation.sites_a_round]
     chosen = set(drawn.tolist())
     return {node: site for place, (node, site) in enumerate(nodes.items()) if place in chosen}
-
-
-def evaluate(
-    federation: Federation, model: DiPro, number: int, *, splits: tuple[str, ...], final: bool = False
-) -> list[EvaluateReply]:
-    """What each site says of the model on its own patients of these splits, in the order of the names.
-
-    Raises MessageError where fewer than the quorum answered; the scores of the final model are wanted of every site.
-    """
-    refusals = Refusals(what=f"round {number}, {EVALUATE}")
-    instruction = _instruction(federation, model, number, splits=splits, final=final)
-    replies = _replies(federation, instruction, EVALUATE, federation.nodes)
-    evaluated = [reply for reply, _ in _parsed(replies, federation.nodes, EvaluateReply, refusals)]
-    refusals.require(len(federation.nodes) if final else _quorum(federation, federation.nodes), len(evaluated))
-    return evaluated
 
 
 def make_aggregator(settings: RunSettings, entries: ModelEntries) -> Aggregator:
@@ -180,100 +244,3 @@ def make_aggregator(settings: RunSettings, entries: ModelEntries) -> Aggregator:
             f"replies, found {federation.quorum}"
         )
     return aggregator
-
-
-def _guard(federation: Federation, model: DiPro, entries: ModelEntries, number: int) -> Guard:
-    return Guard(
-        server_round=number,
-        code_digest=code_digest(),
-        layout_digest=layout_digest(model),
-        agreement_digest=federation.agreement.digest,
-        num_samples={site: joined.num_samples[SPLITS[0]] for site, joined in federation.joined.items()},
-        reference=flatten_weights(model),
-        groups=norm_groups(entries),
-        variances=entries.variances,
-    )
-
-
-def _train(federation: Federation, model: DiPro, replies: Replies, number: int, refusals: Refusals) -> list[TrainReply]:
-    """Let the sites of a round train and take their replies in; what each says comes back, without its weights."""
-    asked, trained = participants(federation.nodes, federation.settings, number), {}
-    # They come in the order of the sites' names, so that sums do not depend on who answered first.
-    for reply, _ in _parsed(
-        _replies(federation, _instruction(federation, model, number), TRAIN, asked), asked, TrainReply, refusals
-    ):
-        problem = replies.add(reply)
-        if problem is None:
-            trained[reply.site] = replace(reply, weights=np.zeros(0, np.float32))
-        else:
-            refusals.reasons[reply.site] = f": {problem}"
-    for site, problem in replies.refuse_outliers().items():
-        del trained[site]
-        refusals.reasons[site] = f": {problem}"
-    refusals.require(_quorum(federation, asked), len(trained))
-    return list(trained.values())
-
-
-def _quorum(federation: Federation, asked: Mapping[int, str]) -> int:
-    quorum = federation.settings.federation.quorum
-    return len(asked) if quorum == "all" else quorum
-
-
-def _wait_for_nodes(grid: Grid, settings: RunSettings) -> list[int]:
-    wanted, deadline = settings.federation.num_sites, time.monotonic() + settings.federation.join_seconds
-    while len(nodes := sorted(grid.get_node_ids())) < wanted:
-        if time.monotonic() > deadline:
-            raise MessageError(
-                f"expected {wanted} sites within {settings.federation.join_seconds:g} s, {len(nodes)} came; "
-                "check that the sites are running, or lower federation.num_sites"
-            )
-        time.sleep(_POLL_SECONDS)
-    if len(nodes) > wanted:
-        raise MessageError(f"expected {wanted} sites, {len(nodes)} are online; set federation.num_sites={len(nodes)}")
-    return nodes
-
-
-def _instruction(
-    federation: Federation, model: DiPro, number: int, *, splits: tuple[str, ...] = (), final: bool = False
-) -> Instruction:
-    return Instruction(
-        server_round=number,
-        code_digest=code_digest(),
-        layout_digest=layout_digest(model),
-        weights=flatten_weights(model),
-        splits=splits,
-        final=final,
-        agreement=federation.agreement.to_json(),
-    )
-
-
-def _replies(
-    federation: Federation, instruction: Instruction, what: str, nodes: Mapping[int, str]
-) -> Iterator[tuple[str, Message]]:
-    return ask(federation.grid, instruction.record(), what, nodes, federation.settings.federation.round_seconds)
-
-
-def _parsed(
-    replies: Iterator[tuple[str, Message]], nodes: Mapping[int, str], kind: type[Reply], refusals: Refusals
-) -> Iterator[tuple[Reply, Message]]:
-    """Replies that say what they must, in the order of the sites' names, each with its message; the others are noted.
-
-    Once all replies are through, the sites that did not answer are noted too.
-    """
-    sites = list(nodes.values())
-    silent = set(sites)
-    for site, message in in_order(replies, sites):
-        silent.discard(site)
-        if message.has_error():
-            refusals.reasons[site] = f" failed: {message.error.reason}"
-            continue
-        try:
-            reply = kind.parse(message)
-        except MessageError as error:
-            refusals.reasons[site] = f": {error}"
-            continue
-        if not isinstance(reply, JoinReply) and reply.site != site:
-            refusals.reasons[site] = f": its reply is signed {reply.site!r}"
-            continue
-        yield reply, message
-    refusals.reasons.update(dict.fromkeys(silent, " did not answer in time"))

@@ -140,8 +140,10 @@ STRATEGIES: Mapping[str, Kind] = {
         least_sites=lambda parameters: 4 * int(parameters["num_malicious"]) + 3,
         robust=True,
     ),
+    # Its correction is at the sites; the server's step is that of a mean.
+    "scaffold": Kind(flower=FedAvgM, parameters={"server_rate": _rate("server_learning_rate", 1.0)}, of_mean=True),
 }
-"""Every strategy of Flower's that the settings may name; docs/strategies.md explains the parameters."""
+"""Every strategy that the settings may name; docs/strategies.md explains the parameters."""
 
 
 def make_strategy(name: str, parameters: Parameters, *, num_sites: int) -> FedAvg:

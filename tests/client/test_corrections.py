@@ -8,16 +8,14 @@ from torch import nn
 from client.corrections import (
     CorrectionError,
     GradientCorrection,
-    ditto_step,
-    keep_local,
-    proximal_gradient,
     scaffold_control,
     scaffold_correction,
+    with_own,
 )
 from federation.initial import initial_model
 from federation.selection import model_entries
 from federation.weights import flatten_weights
-from server.arithmetic import ScaffoldChange, scaffold_step
+from server.arithmetic import ControlChange, scaffold_control_step
 from tests.small_run import small_settings
 
 
@@ -43,7 +41,7 @@ def test_scaffold_finds_the_common_optimum_where_averaging_does_not() -> None:
     def run(corrected: bool) -> np.ndarray:
         parameters, control, own = np.zeros(2), np.zeros(2), np.zeros((2, 2))
         for _ in range(300):
-            changes = []
+            changes, moves = [], []
             for site in range(num_sites):
                 local = parameters.copy()
                 for _ in range(steps):
@@ -51,45 +49,47 @@ def test_scaffold_finds_the_common_optimum_where_averaging_does_not() -> None:
                     extra = scaffold_correction(control, own[site]) if corrected else 0
                     local = local - rate * (gradient + extra)
                 new = scaffold_control(own[site], control, parameters, local, sum_of_rates=rate * steps)
-                changes.append(ScaffoldChange(share=0.5, model=local - parameters, control=new - own[site]))
+                changes.append(ControlChange(share=0.5, change=new - own[site]))
+                moves.append(local - parameters)
                 own[site] = new
-            parameters, control = scaffold_step(parameters, control, changes)
+            parameters, control = parameters + np.mean(moves, axis=0), scaffold_control_step(control, changes)
         return parameters
 
     np.testing.assert_allclose(run(corrected=True), best, atol=1e-6)
     assert np.abs(run(corrected=False) - best).max() > 0.1
 
 
-def test_the_proximal_term_is_the_gradient_of_half_the_squared_distance() -> None:
-    random = np.random.default_rng(1)
-    weights, anchor = random.normal(size=(2, 7)).astype(np.float32)
-    leaf = torch.tensor(weights, requires_grad=True)
-    (0.3 / 2 * (leaf - torch.tensor(anchor)).square().sum()).backward()
-    assert leaf.grad is not None
-    got = proximal_gradient(weights, anchor, 0.3)
-    np.testing.assert_allclose(got, leaf.grad.numpy(), rtol=1e-6)
-    assert got.dtype == np.float32
+def test_the_pull_is_the_gradient_of_half_the_squared_distance() -> None:
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    anchor = flatten_weights(other)
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    (0.3 / 2 * sum((ours - theirs.detach()).square().sum() for ours, theirs in pairs)).backward()
+    expected = _gradients(model)
+    _give_gradients(model, np.zeros_like(anchor))
+    GradientCorrection(model, anchor=anchor, strength=0.3).apply()
+    np.testing.assert_allclose(_gradients(model), expected, rtol=1e-6)
 
 
 def test_dittos_personal_model_lies_between_its_own_optimum_and_the_global_one() -> None:
-    optimum, anchor, strength = np.array([2.0, -1.0]), np.array([0.0, 3.0]), 0.5
-    personal = np.zeros(2)
-    for _ in range(500):
-        stepped = ditto_step(personal, personal - optimum, anchor, rate=0.1, strength=strength)
-        for entry in range(2):
-            pull = (personal[entry] - optimum[entry]) + strength * (personal[entry] - anchor[entry])
-            assert stepped[entry] == pytest.approx(personal[entry] - 0.1 * pull)
-        personal = stepped
-    np.testing.assert_allclose(personal, (optimum + strength * anchor) / (1 + strength))
-    # The anchor is the point where its own term vanishes.
-    np.testing.assert_allclose(ditto_step(anchor, anchor - optimum, anchor, rate=1.0, strength=9.0), optimum)
+    optimum, anchor, strength = torch.tensor([2.0, -1.0, 1.0]), np.array([0.0, 3.0, 1.0], np.float32), 0.5
+    model = nn.Linear(2, 1)
+    step = torch.optim.SGD(model.parameters(), lr=0.1)
+    pull = GradientCorrection(model, anchor=anchor, strength=strength)
+    for _ in range(300):
+        step.zero_grad()
+        flat = torch.cat([model.weight.reshape(-1), model.bias])
+        (0.5 * (flat - optimum).square().sum()).backward()
+        pull.apply()
+        step.step()
+    expected = (optimum.numpy() + strength * anchor) / (1 + strength)
+    np.testing.assert_allclose(flatten_weights(model), expected, atol=1e-5)
 
 
 def test_fedbn_keeps_a_sites_batch_norm_and_takes_everything_else() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     entries, own = model_entries(model), flatten_weights(model)
     received = own + np.float32(1)
-    merged = keep_local(received, own, entries.batch_norm)
+    merged = with_own(received, entries.batch_norm.take(own), entries.batch_norm)
     place = 0
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
@@ -109,7 +109,7 @@ def test_a_models_gradients_are_corrected_in_place_as_the_flat_functions_say(fre
     constant, anchor, gradient = random.normal(size=(3, weights.size)).astype(np.float32)
     _give_gradients(model, gradient)
     GradientCorrection(model, constant=constant, anchor=anchor, strength=0.25).apply()
-    expected = gradient + constant + proximal_gradient(weights, anchor, 0.25)
+    expected = gradient + constant + 0.25 * (weights - anchor)
     np.testing.assert_allclose(_gradients(model), expected, rtol=1e-5, atol=1e-6)
     _give_gradients(model, gradient)
     GradientCorrection(model).apply()
@@ -143,13 +143,11 @@ def test_corrections_that_do_not_fit_are_refused() -> None:
     three, two = np.zeros(3), np.zeros(2)
     with pytest.raises(CorrectionError, match=r"expected arrays \[3\], found \[2\]"):
         scaffold_correction(three, two)
-    with pytest.raises(CorrectionError, match=r"expected arrays \[3\], found \[2\]"):
-        ditto_step(three, three, two, rate=0.1, strength=1)
     for rates in (0.0, -1.0, float("nan")):
         with pytest.raises(CorrectionError, match="expected a sum of learning rates above zero"):
             scaffold_control(three, three, three, three, sum_of_rates=rates)
     for strength in (-1.0, float("nan")):
         with pytest.raises(CorrectionError, match="expected a strength of zero or more"):
-            proximal_gradient(three, three, strength)
+            GradientCorrection(nn.Linear(2, 1), anchor=three, strength=strength)
     with pytest.raises(CorrectionError, match=r"expected a correction \[3\], found \[2\]"):
         GradientCorrection(nn.Linear(2, 1), constant=two)

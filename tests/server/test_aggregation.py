@@ -7,7 +7,8 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from federation.messages import TrainReply
-from federation.selection import Entries
+from federation.sections import StrategySettings
+from federation.selection import Entries, ModelEntries
 from server.aggregation import Replies
 from server.aggregator import Aggregator
 from server.guards import Guard
@@ -51,7 +52,10 @@ def _replies(counts: dict[str, int], scratch: Path, *, norm_factor: float, name:
         groups={"parameters": Entries(total=SIZE, runs=((0, SIZE),))},
     )
     aggregator = Aggregator(name, {}, num_sites=len(counts), statistics=None)
-    return Replies(guard, aggregator, norm_factor=norm_factor, scratch=scratch)
+    strategy = StrategySettings(norm_factor=norm_factor)
+    nothing = Entries(total=SIZE, runs=())
+    entries = ModelEntries(trained=nothing, parameters=nothing, means=nothing, variances=nothing, batch_norm=nothing)
+    return Replies(guard, aggregator, strategy, entries, np.zeros(0, np.float32), scratch)
 
 
 @pytest.mark.parametrize("norm_factor", [0.0, 10.0])
@@ -62,7 +66,7 @@ def test_the_mean_counts_samples_and_nothing_is_left_on_disk(tmp_path: Path, nor
         assert [replies.add(_reply(site, sent[site], count)) for site, count in counts.items()] == [None] * 3
         assert len(list(tmp_path.glob(".replies_*/*.npy"))) == (3 if norm_factor else 0)
         assert replies.refuse_outliers() == {}
-        found = replies.aggregate()
+        found, _ = replies.aggregate()
     expected = sum(sent[site].astype(np.float64) * count for site, count in counts.items()) / 100
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert not list(tmp_path.iterdir())
@@ -78,7 +82,7 @@ def test_a_far_longer_update_and_a_wrong_reply_are_left_out(tmp_path: Path) -> N
         (refused,) = replies.refuse_outliers().items()
         assert refused[0] == "west"
         assert "of at most 10 times the round's median norm" in refused[1]
-        found = replies.aggregate()
+        found, _ = replies.aggregate()
     np.testing.assert_allclose(found, start + (_weights(1) + _weights(2)) / 2, atol=1e-6)
 
 
@@ -88,6 +92,6 @@ def test_a_strategy_of_all_replies_gets_them_all(tmp_path: Path) -> None:
         with _replies(counts, tmp_path, norm_factor=norm_factor, name="fedmedian") as replies:
             for seed, site in enumerate(counts, start=1):
                 assert replies.add(_reply(site, _weights(seed))) is None
-            found = replies.aggregate()
+            found, _ = replies.aggregate()
         expected = np.median([_weights(seed) for seed in (1, 2, 3)], axis=0)
         np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -83,10 +83,10 @@ def _two_arrays(reply: Message) -> None:
     [
         (_not_finite, "south: expected finite weights, found 1 that are not"),
         (_other_shape, r"south: expected weights of shape \[\d+\], found \[1\]"),
-        (_other_type, "south: expected weights as raw float32, found float64 as 'numpy.ndarray'"),
+        (_other_type, "south: expected raw float32 or uint8, found float64 as 'numpy.ndarray'"),
         (_torn, "south: expected a reply to train, found a message of another form"),
         (_huge_count, "south: expected 8 training samples, as registered, found 1000000000"),
-        (_two_arrays, "expected the single array `weights`, found 2 arrays"),
+        (_two_arrays, "expected the array `weights`, perhaps `control`, found 2 arrays"),
     ],
 )
 def test_a_reply_that_cannot_be_averaged_ends_the_run(tmp_path: Path, cohorts: list[Path], change, words: str) -> None:

@@ -1,0 +1,81 @@
+"""The beginning of a run: wait for the sites, ask each who it is, and make what they agree on."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from federation.agreement import Agreement, agree
+from federation.code_digest import code_digest
+from federation.duplicates import draw_salt, require_no_duplicates
+from federation.messages import JOIN, Instruction, JoinReply, MessageError
+from federation.settings import RunSettings
+from server.exchange import Exchange, Refusals
+
+_POLL_SECONDS = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """The sites of a run, how to reach them and what they agreed on."""
+
+    exchange: Exchange
+    settings: RunSettings
+    nodes: Mapping[int, str]
+    """Node id to site name, in the order of the names."""
+    joined: Mapping[str, JoinReply]
+    """What each site said of itself, by name, in the order of the names."""
+    agreement: Agreement
+    """What the sites' values and class weights mean in this run."""
+
+
+def join_sites(grid: Grid, settings: RunSettings) -> Federation:
+    """Wait for the sites, ask each who it is and what its training part is like, and make their agreement.
+
+    Raises MessageError where too few sites came in time, where one cannot take part or where two have one name,
+    AgreementError where they cannot train one model, DuplicatePatientsError where a patient is at two sites.
+    """
+    nodes = {node: f"node {node}" for node in _wait_for_nodes(grid, settings)}
+    instruction = Instruction(
+        server_round=0,
+        code_digest=code_digest(),
+        layout_digest="",
+        weights=np.zeros(0, np.float32),
+        salt=draw_salt() if settings.federation.check_duplicates else b"",
+    )
+    exchange = Exchange(grid, settings.federation.round_seconds)
+    refusals = Refusals(what="joining")
+    record = instruction.record()
+    replies = exchange.replies(lambda site: record, JOIN, nodes, JoinReply, refusals)
+    joined = [(message.metadata.src_node_id, reply) for reply, message in replies]
+    refusals.require(len(nodes), len(joined))
+    joined.sort(key=lambda item: item[1].site)
+    names = [join.site for _, join in joined]
+    if len(set(names)) != len(names):
+        raise MessageError(f"expected sites of different names, found {names}; give each site a name of its own")
+    if settings.federation.check_duplicates:
+        require_no_duplicates({join.site: join.patients for _, join in joined})
+    return Federation(
+        exchange=exchange,
+        settings=settings,
+        nodes={node: join.site for node, join in joined},
+        # The hashes are to be compared and thrown away.
+        joined={join.site: replace(join, patients=()) for _, join in joined},
+        agreement=agree([join.statistics for _, join in joined]),
+    )
+
+
+def _wait_for_nodes(grid: Grid, settings: RunSettings) -> list[int]:
+    wanted, deadline = settings.federation.num_sites, time.monotonic() + settings.federation.join_seconds
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
+        if time.monotonic() > deadline:
+            raise MessageError(
+                f"expected {wanted} sites within {settings.federation.join_seconds:g} s, {len(nodes)} came; "
+                "check that the sites are running, or lower federation.num_sites"
+            )
+        time.sleep(_POLL_SECONDS)
+    if len(nodes) > wanted:
+        raise MessageError(f"expected {wanted} sites, {len(nodes)} are online; set federation.num_sites={len(nodes)}")
+    return nodes

@@ -1,0 +1,251 @@
+"""What the settings of a federated run change: local work, codecs, the project's own strategies, personal models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.app import app
+from client.corrections import with_own
+from client.local_work import LocalWork
+from client.normalisation import agreed_records
+from client.predictions import read_predictions
+from client.records import SiteRecords, SiteSpec
+from client.site import score_splits, to_predictions
+from client.statistics import site_statistics
+from dipro_model import ClassWeights
+from dipro_model.vocabulary import Task
+from federation.agreement import agree
+from federation.checkpoint import load_checkpoint, read_checkpoint
+from federation.codecs import Payload, codec_of
+from federation.initial import initial_model
+from federation.messages import MessageError
+from federation.run_folder import read_history, read_run
+from federation.selection import model_entries
+from federation.settings import RunFiles, RunSettings, SettingsError, to_run_config
+from federation.weights import flatten_weights, unflatten_weights
+from server.app import coordinate
+from server.broadcast import Broadcast
+from simulation.in_process import InProcessGrid
+from tests.make_cohort import write_cohort
+from tests.small_run import federate, small_settings
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("cohorts")
+    return [
+        write_cohort(folder / "north", num_patients=16, num_images=2),
+        write_cohort(folder / "south", num_patients=24, seed=1, num_images=2, ehr_mean=12.0),
+    ]
+
+
+def _run(folder: Path, cohorts: list[Path], *overrides: str) -> RunSettings:
+    settings = small_settings("federation.rounds=2", *overrides)
+    federate(folder, cohorts, settings)
+    return settings
+
+
+def _last(folder: Path) -> np.ndarray:
+    return flatten_weights(load_checkpoint(folder / "checkpoints" / "last.pt")[0])
+
+
+def test_steps_and_seconds_end_a_rounds_work(tmp_path: Path, cohorts: list[Path], monkeypatch) -> None:
+    works: list[LocalWork] = []
+    begun = LocalWork.__dict__["run"]
+
+    def watched(self, *arguments, **options):
+        works.append(self)
+        return begun(self, *arguments, **options)
+
+    monkeypatch.setattr(LocalWork, "run", watched)
+    # 8 and 12 training patients in batches of 4, two of them a step: 1 and 2 steps a pass.
+    _run(tmp_path / "epochs", cohorts)
+    assert [work.num_steps for work in works] == [1, 2, 1, 2]
+    works.clear()
+    _run(tmp_path / "steps", cohorts, "federation.local_work=steps", "federation.local_steps=3")
+    assert [work.num_steps for work in works] == [3, 3, 3, 3]
+    rates = [work.sum_of_rates / 3 for work in works]
+    assert rates[0] == rates[1] > rates[2]
+    works.clear()
+    _run(tmp_path / "seconds", cohorts, "federation.local_work=seconds", "federation.local_seconds=1e-6")
+    assert [work.num_steps for work in works] == [1, 1, 1, 1]
+
+
+def test_a_run_stops_where_nothing_is_gained_and_keeps_the_last_models(tmp_path: Path, cohorts: list[Path]) -> None:
+    settings = small_settings(
+        "federation.rounds=6", "federation.patience=2", "federation.kept_rounds=2", "training.learning_rate=1e-12"
+    )
+    federate(tmp_path / "run", cohorts, settings)
+    rounds = max(line.step for line in read_history(tmp_path / "run"))
+    record = read_run(tmp_path / "run")
+    assert record.best_step is not None
+    assert rounds == min(6, record.best_step + 2) < 6
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("round_*.pt"))
+    assert kept == [f"round_{rounds - 1:05d}.pt", f"round_{rounds:05d}.pt"]
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / kept[0])[1] == rounds - 1
+    assert record.more["traffic"]["rounds"] == rounds
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_without_what_is_frozen_the_same_model_travels_for_fewer_bytes(tmp_path: Path, cohorts, frozen: str) -> None:
+    backbone = f"model.freeze_backbone={frozen}"
+    _run(tmp_path / "whole", cohorts, backbone)
+    _run(tmp_path / "trained", cohorts, backbone, "communication.codec=trained")
+    np.testing.assert_array_equal(_last(tmp_path / "trained"), _last(tmp_path / "whole"))
+    whole, trained = (read_run(tmp_path / name).more["traffic"] for name in ("whole", "trained"))
+    entries = model_entries(initial_model(small_settings(backbone)))
+    # Two sites answer two rounds of training; the rest of what they say is a few thousand bytes.
+    saved = 4 * 4 * (entries.trained.total - entries.trained.size)
+    assert whole["from_sites_bytes"] - trained["from_sites_bytes"] == pytest.approx(saved, abs=1000)
+    # Instead of four times and at the end the model goes out at first and after each round, the second time without
+    # what is frozen, and perhaps whole at the end.
+    whole_model = 2 * 4 * entries.trained.total
+    assert whole["to_sites_bytes"] == pytest.approx(5 * whole_model, rel=0.01)
+    least = whole_model + 2 * 2 * 4 * entries.trained.size
+    at_end = 0 if read_run(tmp_path / "trained").best_step == 2 else whole_model
+    assert trained["to_sites_bytes"] == pytest.approx(least + at_end, rel=0.02)
+
+
+@pytest.mark.parametrize(("codec", "bound"), [("bf16", 0.004), ("int8", 0.02), ("topk", 0.9)])
+def test_a_codecs_model_stays_near_the_exact_one(tmp_path: Path, cohorts: list[Path], codec: str, bound: float) -> None:
+    # One round: the next would begin elsewhere, and training magnifies any difference.
+    settings = _run(tmp_path / "exact", cohorts, "federation.rounds=1")
+    _run(tmp_path / codec, cohorts, "federation.rounds=1", f"communication.codec={codec}")
+    start, exact = flatten_weights(initial_model(settings)), _last(tmp_path / "exact")
+    moved, off = np.linalg.norm(exact - start), np.linalg.norm(_last(tmp_path / codec) - exact)
+    assert 0 < off < bound * moved
+
+
+def test_changes_add_up_to_the_model_and_a_newcomer_gets_all_of_it(cohorts: list[Path]) -> None:
+    settings = small_settings("communication.codec=topk", "communication.kept_fraction=0.2")
+    model = initial_model(settings)
+    codec = codec_of(settings.communication, model_entries(model))
+    assert codec is not None
+    broadcast, random = Broadcast(codec=codec), np.random.default_rng(0)
+    wanted = broadcast.publish(flatten_weights(model))
+    held = wanted.copy()
+    broadcast.is_held_by("north")
+    far = []
+    for number in range(12):
+        change = random.normal(size=wanted.size).astype(np.float32) * 0.01
+        codec.exact.put(change, np.zeros(codec.exact.size, np.float32))
+        change *= number < 3  # then nothing is new, and what was left out comes
+        wanted = wanted + change
+        read = broadcast.publish(broadcast.weights + change)
+        parcel = broadcast.parcel("north")
+        assert (parcel.base, parcel.version) == (number + 1, number + 2)
+        assert parcel.weights.dtype == np.uint8
+        held = codec.decode(Payload.from_array(parcel.weights), held)
+        np.testing.assert_array_equal(held, read)
+        far.append(float(np.abs(read - wanted).max()))
+        np.testing.assert_array_equal(broadcast.parcel("south").weights, read)
+        broadcast.is_held_by("north")
+        assert broadcast.parcel("north").weights.size == 0
+    assert far[-1] < 1e-6 < 0.01 < far[2]
+
+
+def test_scaffold_without_drift_is_fedavg_and_with_many_steps_another(tmp_path: Path, cohorts: list[Path]) -> None:
+    plain = (
+        "training.optimizer=sgd",
+        "training.learning_rate=0.01",
+        "training.schedule=constant",
+        "training.batch_norm=frozen",
+        "model.dropout=0.0",
+    )
+    one = (*plain, "federation.local_work=steps", "federation.local_steps=1", "training.batch_size=1000")
+    # With one step at each site the corrections of a round sum to zero over the shares of the samples.
+    _run(tmp_path / "fedavg", cohorts, *one)
+    _run(tmp_path / "scaffold", cohorts, *one, "strategy.name=scaffold")
+    np.testing.assert_allclose(_last(tmp_path / "scaffold"), _last(tmp_path / "fedavg"), atol=1e-6)
+    many = (*plain, "federation.local_epochs=3")
+    _run(tmp_path / "fedavg 3", cohorts, *many)
+    _run(tmp_path / "scaffold 3", cohorts, *many, "strategy.name=scaffold")
+    assert np.abs(_last(tmp_path / "scaffold 3") - _last(tmp_path / "fedavg 3")).max() > 1e-5
+    assert (tmp_path / "scaffold 3" / "north" / "state").is_dir()
+    with pytest.raises(SettingsError, match=r"expected training.optimizer=sgd, found adamw"):
+        small_settings("strategy.name=scaffold")
+
+
+def test_fedbn_leaves_batch_norm_at_the_sites(tmp_path: Path, cohorts: list[Path]) -> None:
+    settings = _run(tmp_path / "run", cohorts, "personal.method=fedbn", "model.crop_pixels=32")
+    record = read_run(tmp_path / "run")
+    assert record.more["personal"] is True
+    chosen, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    entries, common = model_entries(chosen), flatten_weights(chosen)
+    own = {}
+    for cohort in cohorts:
+        (file,) = (tmp_path / "run" / cohort.name / "state").glob(f"*/personal-{record.best_step}.npy")
+        own[cohort.name] = np.load(file)
+        assert own[cohort.name].shape == (entries.batch_norm.size,)
+    assert np.abs(own["north"] - own["south"]).max() > 1e-4
+    # What the sites scored is the common model with their own batch norm.
+    for cohort in cohorts:
+        scored = read_predictions(tmp_path / "run" / cohort.name / "chosen", Task.MORTALITY, [cohort.name])
+        expected = _scores(chosen, with_own(common, own[cohort.name], entries.batch_norm), cohorts, cohort, settings)
+        np.testing.assert_allclose(scored.probabilities, expected, atol=1e-6)
+    with pytest.raises(SettingsError, match="fedbn keeps batch norm at the sites, but the image network"):
+        small_settings("personal.method=fedbn", "model.freeze_backbone=true")
+
+
+def _scores(model, weights: np.ndarray, cohorts: list[Path], cohort: Path, settings: RunSettings) -> np.ndarray:
+    records = [SiteRecords(SiteSpec(name=each.name, cohort=each), crop_pixels=32) for each in cohorts]
+    agreement = agree([site_statistics(each, settings.task, minimum_cell=1) for each in records])
+    (mine,) = (each for each in records if each.name == cohort.name)
+    unflatten_weights(model, weights)
+    return to_predictions(
+        score_splits(model, [agreed_records(mine, agreement)], settings, ClassWeights())
+    ).probabilities
+
+
+def test_ditto_leaves_the_common_model_alone_and_keeps_another(tmp_path: Path, cohorts: list[Path]) -> None:
+    _run(tmp_path / "common", cohorts)
+    _run(tmp_path / "ditto", cohorts, "personal.method=ditto", "personal.strength=0.0")
+    np.testing.assert_array_equal(_last(tmp_path / "ditto"), _last(tmp_path / "common"))
+    for cohort in cohorts:
+        common = read_predictions(tmp_path / "common" / cohort.name / "round_0002", Task.MORTALITY, [cohort.name])
+        own = read_predictions(tmp_path / "ditto" / cohort.name / "round_0002", Task.MORTALITY, [cohort.name])
+        assert np.abs(own.probabilities - common.probabilities).max() > 1e-4
+
+
+def test_fine_tuning_changes_the_last_scores_alone(tmp_path: Path, cohorts: list[Path]) -> None:
+    _run(tmp_path / "common", cohorts)
+    _run(tmp_path / "tuned", cohorts, "personal.method=finetune", "personal.rate_factor=0.5")
+    np.testing.assert_array_equal(_last(tmp_path / "tuned"), _last(tmp_path / "common"))
+    for cohort in cohorts:
+        for folder, differs in (("round_0002", False), ("chosen", True)):
+            common, own = (
+                read_predictions(tmp_path / run / cohort.name / folder, Task.MORTALITY, [cohort.name]).probabilities
+                for run in ("common", "tuned")
+            )
+            assert bool(np.abs(own - common).max() > 1e-5) is differs
+
+
+def test_recalibration_widens_variances_by_what_the_sites_differ_in(tmp_path: Path, cohorts: list[Path]) -> None:
+    settings = _run(tmp_path / "mean", cohorts, "federation.rounds=1", "federation.patience=1")
+    _run(tmp_path / "pooled", cohorts, "federation.rounds=1", "strategy.recalibrate=true")
+    entries = model_entries(initial_model(settings))
+    mean, pooled = _last(tmp_path / "mean"), _last(tmp_path / "pooled")
+    wider = entries.variances.take(pooled) - entries.variances.take(mean)
+    assert wider.min() > -1e-6
+    assert wider.max() > 1e-6
+    others = entries.trained.without(entries.variances)
+    np.testing.assert_allclose(others.take(pooled), others.take(mean), atol=1e-6)
+
+
+def test_state_is_needed_where_the_settings_keep_some(tmp_path: Path, cohorts: list[Path]) -> None:
+    settings = small_settings("federation.rounds=1", "communication.codec=int8")
+    nodes = [{"site": cohort.name, "cohort": str(cohort)} for cohort in cohorts]
+    grid = InProcessGrid(app, to_run_config(settings, RunFiles(folder=str(tmp_path / "run"))), nodes)
+    with pytest.raises(MessageError, match="north: expected a folder of the site"):
+        coordinate(grid, settings, tmp_path / "run")
+
+
+def test_weights_are_tensors_of_the_checkpoint(tmp_path: Path, cohorts: list[Path]) -> None:
+    _run(tmp_path / "run", cohorts, "strategy.name=fedavgm")
+    progress = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress
+    assert progress is not None
+    momentum = progress.training["server"]["strategy/momentum"]
+    assert isinstance(momentum, torch.Tensor)
+    assert float(momentum.abs().max()) > 0
