@@ -20,7 +20,7 @@ def _grid(**options) -> InProcessGrid:
 
 
 def _ask(grid: InProcessGrid, seconds: float = 60.0) -> Iterator[tuple[str, Message]]:
-    return ask(grid, RecordDict(), "train", NODES, seconds)
+    return ask(grid, lambda site: RecordDict(), "train", NODES, seconds)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
