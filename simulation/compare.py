@@ -1,7 +1,8 @@
 """The comparison: every model's metrics on the same patients, pooled and at each site, with intervals.
 
-Rows are models: centralized, federated, each site alone; and one row that gives every site's patients to the model
-which that site would have had alone. Columns are the pooled samples of a split and those of each site.
+Rows are models: centralized, federated, personal, each site alone; and one row (with several seeds, one a seed) that
+gives every site's patients to the model which that site would have had alone. Columns are the pooled samples of a split
+and those of each site.
 """
 
 import json
@@ -28,10 +29,13 @@ class Model:
 
     label: str
     kind: str
-    """centralized, federated, local, evaluated, or alone (the union of all sites' own models on their own patients)."""
+    """centralized, federated, personal (a model of each site's own that a federation began), local, evaluated, or alone
+    (the union of all sites' own models on their own patients)."""
     trained_on: tuple[str, ...]
     run: str
     """Folder of the run; empty for the union."""
+    seed: int | None
+    """None for a union of runs of different seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class Comparison:
     """Pooled first, then the sites in order."""
     cells: Mapping[tuple[str, str, str], Cell]
     """By metric, model label and site."""
+    predictions: Mapping[str, Predictions]
+    """By model label, of the split; all models have the same samples in the same order."""
     reliability: Mapping[str, Mapping[str, Reliability]]
     """By model label and output (diseases, or the task), on the pooled samples: the curve behind the `ece`."""
     runs: tuple[Run, ...]
@@ -98,20 +104,18 @@ def compare(
     task, sites = runs[0].record.task, runs[0].record.sites
     _require_split(runs, split)
     scored = {_model(run): _of_split(run.predictions, split) for run in runs}
-    together, notes = _each_site_alone(runs, sites)
-    if together is not None:
-        union = Model(label=_free(ALONE, runs), kind="alone", trained_on=sites, run="")
-        scored[union] = _of_split(together, split)
+    unions, notes = _each_site_alone(runs, sites)
+    scored |= {union: _of_split(together, split) for union, together in unions.items()}
     num_leaked = _num_leaked(runs[0].predictions)
     if num_leaked:
         notes.append(f"Patients with samples in more than one split: {num_leaked}. Scores may be too good.")
     reference = next(iter(scored.values()))
-    columns = [_column(task, site, _at(reference, site)) for site in (POOLED, *sites)]
+    columns = [_column(task, site, at_site(reference, site)) for site in (POOLED, *sites)]
     cells = [
         cell
         for model, predictions in scored.items()
         for site in (POOLED, *sites)
-        for cell in _cells(task, model.label, site, _at(predictions, site), num_resamples, seed, level)
+        for cell in _cells(task, model.label, site, at_site(predictions, site), num_resamples, seed, level)
     ]
     return Comparison(
         task=task,
@@ -122,6 +126,7 @@ def compare(
         models=tuple(scored),
         columns=tuple(columns),
         cells={(cell.metric, cell.model, cell.site): cell for cell in cells},
+        predictions={model.label: predictions for model, predictions in scored.items()},
         reliability={model.label: _reliability(predictions) for model, predictions in scored.items()},
         runs=tuple(runs),
         differing_settings=differing_settings(runs),
@@ -159,7 +164,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _model(run: Run) -> Model:
-    return Model(label=run.label, kind=run.record.kind, trained_on=run.record.trained_on, run=str(run.path))
+    kind = "personal" if run.is_personal else run.record.kind
+    return Model(label=run.label, kind=kind, trained_on=run.record.trained_on, run=str(run.path), seed=run.record.seed)
 
 
 def _free(label: str, runs: Sequence[Run]) -> str:
@@ -167,30 +173,58 @@ def _free(label: str, runs: Sequence[Run]) -> str:
     return f"{label} (union)" if label in {run.label for run in runs} else label
 
 
-def _each_site_alone(runs: Sequence[Run], sites: tuple[str, ...]) -> tuple[Predictions | None, list[str]]:
-    """Each site's samples as scored by the site's own local model, or a note why there is no such row."""
-    own = {
-        site: [run for run in runs if run.record.kind == "local" and run.record.trained_on == (site,)] for site in sites
-    }
-    if not any(own.values()):
-        return None, []
-    missing = [site for site, found in own.items() if not found]
-    several = [site for site, found in own.items() if len(found) > 1]
-    if missing or several:
-        words = [f"no local run of {', '.join(missing)}"] if missing else []
-        words += [f"several local runs of {', '.join(several)}"] if several else []
-        return None, [f"There is no row “{ALONE}”: it needs one local run of every site, found {' and '.join(words)}."]
-    first, *others = [_at(found[0].predictions, site) for site, found in own.items()]
+def _each_site_alone(runs: Sequence[Run], sites: tuple[str, ...]) -> tuple[dict[Model, Predictions], list[str]]:
+    """Each site's samples as scored by the site's own local model, or a note why there is no such row.
+
+    One row where there is one local run of every site, whatever the seeds; else a row for every seed that has one.
+    """
+    local = [run for run in runs if run.record.kind == "local"]
+    seeds = sorted({run.record.seed for run in local})
+    if not local:
+        return {}, []
+    if len(seeds) == 1 or not _why_no_union(local, sites):
+        why = _why_no_union(local, sites)
+        if why:
+            return {}, [f"There is no row “{ALONE}”: it needs one local run of every site, found {why}."]
+        seed = seeds[0] if len(seeds) == 1 else None
+        union = Model(label=_free(ALONE, runs), kind="alone", trained_on=sites, run="", seed=seed)
+        return {union: _union(local, sites)}, []
+    unions, notes = {}, []
+    for seed in seeds:
+        own = [run for run in local if run.record.seed == seed]
+        why, label = _why_no_union(own, sites), _free(f"{ALONE}, seed {seed}", runs)
+        if why:
+            notes.append(f"There is no row “{label}”: it needs one local run of every site, found {why}.")
+        else:
+            unions[Model(label=label, kind="alone", trained_on=sites, run="", seed=seed)] = _union(own, sites)
+    return unions, notes
+
+
+def _why_no_union(local: Sequence[Run], sites: tuple[str, ...]) -> str:
+    """Of which sites there is no local run or more than one, in words; empty where every site has one."""
+    counts = Counter(run.record.trained_on for run in local)
+    missing = [site for site in sites if not counts[(site,)]]
+    several = [site for site in sites if counts[(site,)] > 1]
+    words = [f"no local run of {', '.join(missing)}"] if missing else []
+    words += [f"several local runs of {', '.join(several)}"] if several else []
+    return " and ".join(words)
+
+
+def _union(local: Sequence[Run], sites: tuple[str, ...]) -> Predictions:
+    """The samples of each site, as its own run scored them."""
+    own = {run.record.trained_on: run.predictions for run in local}
+    first, *others = [at_site(own[(site,)], site) for site in sites]
     joined = first.join(others)
     # The order of the other models' rows, so that the same draws hit the same patients.
-    return joined.select(np.lexsort((joined.sample_id, joined.site))), []
+    return joined.select(np.lexsort((joined.sample_id, joined.site)))
 
 
 def _of_split(predictions: Predictions, split: str) -> Predictions:
     return predictions.select(predictions.split == split)
 
 
-def _at(predictions: Predictions, site: str) -> Predictions:
+def at_site(predictions: Predictions, site: str) -> Predictions:
+    """The samples of a site, or all where it is `pooled`."""
     return predictions if site == POOLED else predictions.select(predictions.site == site)
 
 

@@ -17,6 +17,7 @@ KIND_WORDS = {
     "centralized": "trained with all patients in one place",
     "federated": "trained across the sites, patients stay where they are",
     "local": "trained at one site alone",
+    "personal": "trained across the sites, then every site with a model of its own",
     "alone": "every site with the model it trained alone",
     "evaluated": "a finished model, scored as it is",
 }

@@ -12,6 +12,8 @@ from dipro_model.vocabulary import SPLITS
 from federation.run_folder import Measurement, RunError, RunRecord, read_history, read_run
 
 KIND_ORDER = ("centralized", "federated", "local", "evaluated")
+PERSONAL = "personal"
+"""The fact in run.json of a federated run that ended with a model of its own at each site."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +27,11 @@ class Run:
     history: list[Measurement]
     predictions: Predictions
     """Scores of the chosen model at every site, all splits, or the one evaluated; rows sorted by site and sample."""
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether the scores at each site are those of the site's own model, which a federation began."""
+        return self.record.more.get(PERSONAL, False)
 
     @property
     def splits(self) -> set[str]:
@@ -70,6 +77,8 @@ def _finished(folder: Path) -> RunRecord:
             f"{folder}: expected a finished run, found one with the status {record.status!r}; "
             "wait until it ends, or run it again"
         )
+    if not isinstance(record.more.get(PERSONAL, False), bool):
+        raise RunError(f"{folder}: run.json: `{PERSONAL}`: expected true or false; train again")
     return record
 
 
