@@ -18,6 +18,7 @@ from dipro_fed.prepare import prepare
 from dipro_fed.settings import settings
 from dipro_fed.simulate import simulate
 from dipro_fed.stay import stay
+from dipro_fed.sweep import sweep
 from dipro_fed.synthesize import synthesize
 from dipro_fed.train import train
 
@@ -43,6 +44,7 @@ app.command()(prepare)
 app.command()(partition)
 app.command()(train)
 app.command()(simulate)
+app.command()(sweep)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(compare)

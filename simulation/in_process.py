@@ -6,6 +6,7 @@ cost of a round is the sites' work and a few passes over the weights.
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
 from client.records import SiteSpec
-from federation.run_folder import RunRecord
+from federation.run_folder import RUN, RunRecord, read_run, write_run
 from federation.settings import RunFiles, RunSettings, to_run_config
 from server.app import coordinate
+from simulation.attacks import App, Attack, malicious_app
 from simulation.flower import OnRound, collect, finished_record, for_sites, tell_new_rounds, write_sites
 
 Scalars = Mapping[str, bool | int | float | str]
@@ -31,22 +33,49 @@ def simulate_in_process(
     settings: RunSettings,
     folder: Path,
     *,
+    name: str | None = None,
+    attack: Attack | None = None,
     on_round: OnRound = lambda measurements: None,
 ) -> RunRecord:
     """Run the federation of these sites here and leave a run folder as Flower's simulation does.
 
-    All threads of the process serve the site at work. Raises MessageError where the run failed.
+    All threads of the process serve the site at work. `name` is what reports call the model. With an attack one of the
+    sites sends what it must not, and run.json says so, under `attack`. Raises MessageError where the run failed.
     """
     settings, folder = for_sites(settings, specs), folder.resolve()
+    impostors = {} if attack is None else _impostors(specs, attack, settings, folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_sites(specs, folder)
     config = to_run_config(settings, RunFiles(folder=str(folder), sites=str(folder / "sites.json")))
-    grid = InProcessGrid(client_app, config, [{"partition-id": number} for number in range(len(specs))])
+    nodes = [{"partition-id": number} for number in range(len(specs))]
+    grid = InProcessGrid(client_app, config, nodes, impostors=impostors)
     tell = tell_new_rounds(folder, on_round)
-    coordinate(grid, settings, folder, after_round=tell)
+    try:
+        coordinate(grid, settings, folder, after_round=tell)
+    finally:
+        _note(folder, name, attack)
     record = finished_record(folder)
     collect(specs, folder)
     return record
+
+
+def _impostors(specs: Sequence[SiteSpec], attack: Attack, settings: RunSettings, folder: Path) -> dict[int, App]:
+    """The malicious site's own app, by the number of its node. Raises ValueError where no site has that name."""
+    names = [spec.name for spec in specs]
+    if attack.site not in names:
+        raise ValueError(f"attack of {attack.site}: expected one of the sites {', '.join(names)}")
+    number = names.index(attack.site)
+    own = folder / "sites" / attack.site
+    return {number: malicious_app(specs[number], attack, settings, own)}
+
+
+def _note(folder: Path, name: str | None, attack: Attack | None) -> None:
+    """Write into run.json, where there is one, what the server does not know."""
+    if not (folder / RUN).is_file():
+        return
+    record = read_run(folder)
+    more = {} if attack is None else {"attack": {"site": attack.site, "kind": str(attack.kind)}}
+    write_run(folder, replace(record, name=name or record.name, more={**record.more, **more}))
 
 
 class InProcessGrid(Grid):
@@ -54,20 +83,22 @@ class InProcessGrid(Grid):
 
     A message waits until its reply is pulled, and one pull runs one site: no more than one reply lies in memory that
     nobody has read. Sites answer in the order of `answer_order` (node numbers), which a test may change; `tamper` may
-    replace a reply, or give None for a site that does not answer.
+    replace a reply, or give None for a site that does not answer. `impostors` are other apps, by node number.
     """
 
     def __init__(
         self,
-        app: ClientApp | Callable[[Message, Context], Message],
+        app: ClientApp | App,
         run_config: Scalars,
         nodes: Sequence[Scalars],
         *,
         answer_order: Sequence[int] | None = None,
         tamper: Callable[[Message], Message | None] = lambda reply: reply,
+        impostors: Mapping[int, App] | None = None,
     ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self.app, self.tamper = app, tamper
+        self.impostors = {1000 + number: own for number, own in (impostors or {}).items()}
         self.order = [1000 + number for number in (answer_order if answer_order is not None else range(len(nodes)))]
         self.contexts = {
             1000 + number: Context(
@@ -100,8 +131,9 @@ class InProcessGrid(Grid):
         return [] if reply is None else [reply]
 
     def _answer(self, message: Message) -> Message | None:
+        node = message.metadata.dst_node_id
         try:
-            return self.tamper(self.app(message, self.contexts[message.metadata.dst_node_id]))
+            return self.tamper(self.impostors.get(node, self.app)(message, self.contexts[node]))
         except Exception as error:  # as Flower does: whatever a site raises becomes an error reply
             return Message(Error(code=0, reason=f"{type(error).__name__}: {error}"), reply_to=message)
 
