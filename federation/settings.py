@@ -65,6 +65,11 @@ class RunSettings(Section):
                 "strategy.name=scaffold corrects plain gradient steps; expected training.optimizer=sgd, found "
                 f"{self.training.optimizer}"
             )
+        if self.strategy.name == "scaffold" and self.training.static_fusion_rate != 1:
+            raise ValueError(
+                "strategy.name=scaffold takes one learning rate for all parameters; expected "
+                f"training.static_fusion_rate=1, found {self.training.static_fusion_rate:g}"
+            )
         learns_images = self.parts.radiographs and not self.model.freeze_backbone
         if self.personal.method == "fedbn" and not learns_images:
             raise ValueError(
@@ -175,6 +180,8 @@ def _explain(error: ValidationError, source: str) -> str:
         key = ".".join(str(part) for part in problem["loc"][:2])
         if problem["type"] == "extra_forbidden":
             line = f"{key}: unknown setting; the settings are listed in docs/settings.md"
+        elif problem["type"] == "value_error":  # settings that do not fit each other: the text names them
+            line = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
         else:
             line = f"{key}: {problem['msg'].lower()}, found {problem['input']!r}"
         if line not in lines:

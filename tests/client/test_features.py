@@ -19,6 +19,7 @@ from dipro_model import DiPro, collate
 from dipro_model.vocabulary import REGIONS, Task
 from federation.agreement import agree
 from federation.initial import initial_model
+from federation.messages import Instruction
 from federation.settings import RunFiles, RunSettings, to_run_config
 from federation.weights import flatten_weights
 from server.app import coordinate
@@ -158,7 +159,8 @@ def test_a_site_trains_and_scores_on_features(folder: Path) -> None:
     newcomer, model = Site(records=records, settings=settings, device=CPU), initial_model(settings)
     site = replace(newcomer, agreement=agree([newcomer.join().statistics]))
     start = flatten_weights(model)
-    reply = site.train(model, start, 1)
+    instruction = Instruction(server_round=1, code_digest="", layout_digest="", weights=start)
+    reply = site.train(model, instruction)
     assert site.samples("train", model)[0].regions.ndim == 3
     flat = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     frozen = np.concatenate([np.full(t.numel(), name.startswith("backbone.resnet.")) for name, t in flat.items()])

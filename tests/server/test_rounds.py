@@ -306,7 +306,11 @@ def test_the_first_round_decides_what_is_monitored(error: float, value: float) -
 
     result = SplitResult(num_samples=9, losses={}, metrics={"auprc": 0.8})
     finished = Round(
-        number=1, trained=[], evaluated=[EvaluateReply(site="a", splits={"val": result}, seconds=0.0)], refused={}
+        number=1,
+        trained=[],
+        evaluated=[EvaluateReply(site="a", splits={"val": result}, seconds=0.0)],
+        refused={},
+        state={},
     )
     monitor = Monitor(name="auprc")
     for later in (error, 0.0, 0.3):
@@ -357,4 +361,4 @@ def test_the_settings_name_the_strategies_that_there_are() -> None:
     names = StrategySettings.model_fields["name"].annotation
     assert set(get_args(names)) == set(STRATEGIES)
     known = {key for kind in STRATEGIES.values() for key in kind.parameters}
-    assert set(StrategySettings.model_fields) - {"name", "norm_factor"} == known
+    assert set(StrategySettings.model_fields) - {"name", "norm_factor", "recalibrate"} == known

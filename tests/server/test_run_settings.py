@@ -166,6 +166,8 @@ def test_scaffold_without_drift_is_fedavg_and_with_many_steps_another(tmp_path: 
     assert (tmp_path / "scaffold 3" / "north" / "state").is_dir()
     with pytest.raises(SettingsError, match=r"expected training.optimizer=sgd, found adamw"):
         small_settings("strategy.name=scaffold")
+    with pytest.raises(SettingsError, match=r"expected training.static_fusion_rate=1, found 20"):
+        small_settings("strategy.name=scaffold", "training.optimizer=sgd", "training.static_fusion_rate=20.0")
 
 
 def test_fedbn_leaves_batch_norm_at_the_sites(tmp_path: Path, cohorts: list[Path]) -> None:

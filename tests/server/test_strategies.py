@@ -135,6 +135,7 @@ def _bulyan(moves, state, number):
 
 _STEPS = {
     "fedavg": _mean,
+    "scaffold": _mean,
     "fedprox": _mean,
     "fedavgm": _momentum,
     "fedadam": _adam,

@@ -18,9 +18,12 @@ from client.predictions import read_predictions
 from dipro_model.metrics import CALIBRATION, EQUAL_TO_ACCURACY, HEADLINE, LOWER_IS_BETTER, METRICS
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, TASK_CLASSES, Task
 from simulation.compare import ALONE, Comparison, compare
+from simulation.comparison.study import Study as Conclusions
+from simulation.comparison.study import study as conclude
 from simulation.figures import curves, reliability
-from simulation.report import render_report
-from simulation.report_folder import FILES, write_report
+from simulation.report import render_report as render_study
+from simulation.report_folder import FILES
+from simulation.report_folder import write_report as write_study_report
 from simulation.report_words import meaning
 from simulation.runs import load_runs
 from simulation.tables import CURVE_COLUMNS, METRIC_NAMES, TABLE_COLUMNS
@@ -55,6 +58,20 @@ class Page(HTMLParser):
 
 
 Study = Callable[..., Comparison]
+
+
+@cache
+def concluded(comparison: Comparison) -> Conclusions:
+    """What follows from a comparison; made once for each."""
+    return conclude(comparison)
+
+
+def render_report(comparison: Comparison) -> str:
+    return render_study(concluded(comparison))
+
+
+def write_report(comparison: Comparison, folder: Path) -> None:
+    write_study_report(concluded(comparison), folder)
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +323,7 @@ def test_a_failure_leaves_the_earlier_report(study: Study, tmp_path: Path, monke
     write_report(comparison, out)
     before = {each.name: each.read_bytes() for each in out.iterdir()}
 
-    def fail(_: Comparison) -> str:
+    def fail(_: Conclusions) -> str:
         raise OSError("no space left on device")
 
     monkeypatch.setattr("simulation.report_folder.render_report", fail)
