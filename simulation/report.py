@@ -15,6 +15,9 @@ from dipro_model.vocabulary import DISEASES, Task
 from federation.run_folder import POOLED
 from simulation import report_words as words
 from simulation.compare import Cell, Column, Comparison
+from simulation.comparison import words as study_words
+from simulation.comparison.page import study_context
+from simulation.comparison.study import Study
 from simulation.figures import curves, reliability
 from simulation.runs import Run
 from simulation.tables import METRIC_NAMES, direction, in_words, interval_in_words, three_digits
@@ -32,8 +35,9 @@ class _Footnotes:
         return self.texts.index(text) + 1
 
 
-def render_report(comparison: Comparison) -> str:
+def render_report(study: Study) -> str:
     """The whole page as HTML; every name in it is escaped, and nothing in it is loaded from elsewhere."""
+    comparison = study.comparison
     footnotes = _Footnotes()
     context = {
         **_header(comparison),
@@ -48,7 +52,8 @@ def render_report(comparison: Comparison) -> str:
         **_figures(comparison),
         "runs": [_run(run) for run in comparison.runs],
         "settings": comparison.differing_settings,
-        "method": words.method(comparison),
+        "method": [*words.method(comparison)[:-1], *study_words.method(study), *words.method(comparison)[-1:]],
+        **study_context(study),
     }
     return _template().render(context)
 

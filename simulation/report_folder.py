@@ -1,13 +1,15 @@
-"""The folder that a comparison leaves: a page, two tables and the curves, all of them or none."""
+"""The folder that a comparison leaves: a page, its tables and the curves, all of them or none."""
 
 import shutil
 from pathlib import Path
 
-from simulation.compare import Comparison
+from simulation.comparison.files import STUDY_FILES, write_study
+from simulation.comparison.study import Study
 from simulation.report import render_report
 from simulation.tables import write_curves_csv, write_table_csv, write_table_json
 
-PAGE, TABLE, FACTS, CURVES = FILES = ("report.html", "table.csv", "table.json", "curves.csv")
+PAGE, TABLE, FACTS, CURVES = _FIRST_FILES = ("report.html", "table.csv", "table.json", "curves.csv")
+FILES = (*_FIRST_FILES, *STUDY_FILES)
 
 
 def check_report_folder(folder: Path) -> None:
@@ -15,7 +17,7 @@ def check_report_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder for the report, found a file; choose another --out")
     names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-    if names and set(names) != set(FILES):
+    if names and set(names) not in (set(FILES), set(_FIRST_FILES)):  # an earlier version wrote four
         some = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
         raise ValueError(
             f"{folder}: expected a new or empty folder, or an earlier report to replace, found {some}; "
@@ -23,8 +25,8 @@ def check_report_folder(folder: Path) -> None:
         )
 
 
-def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write report.html, table.csv, table.json and curves.csv; an earlier report is replaced as a whole."""
+def write_report(study: Study, folder: Path) -> None:
+    """Write the page, the comparison's tables and the study's; an earlier report is replaced as a whole."""
     check_report_folder(folder)
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -32,10 +34,11 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     for leftover in (staging, old):
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir()
-    write_table_csv(comparison, staging / TABLE)
-    write_table_json(comparison, staging / FACTS)
-    write_curves_csv(comparison, staging / CURVES)
-    (staging / PAGE).write_text(render_report(comparison), encoding="utf-8")
+    write_table_csv(study.comparison, staging / TABLE)
+    write_table_json(study.comparison, staging / FACTS)
+    write_curves_csv(study.comparison, staging / CURVES)
+    write_study(study, staging)
+    (staging / PAGE).write_text(render_report(study), encoding="utf-8")
     if folder.exists():
         folder.rename(old)
     staging.rename(folder)

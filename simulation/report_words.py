@@ -85,7 +85,7 @@ def meaning(comparison: Comparison, metric: str) -> str:
 
 def title(comparison: Comparison) -> str:
     """The task and which ways of training are compared."""
-    kinds = {model.kind for model in comparison.models}
+    kinds = {"federated" if model.kind == "personal" else model.kind for model in comparison.models}
     named = [kind for kind in ("federated", "centralized", "local") if kind in kinds]
     return f"{TASK_TITLES[comparison.task]}: {f'{_listed(named)} training' if named else 'finished models'}"
 
@@ -106,7 +106,7 @@ def findings(comparison: Comparison) -> list[tuple[str, str]]:
     """The first metric on the pooled samples, for every way of training that has one model: (model, sentence)."""
     metric = comparison.metrics[0]
     found = []
-    for kind in ("centralized", "federated", "alone", "evaluated"):
+    for kind in ("centralized", "federated", "personal", "alone", "evaluated"):
         models = [model for model in comparison.models if model.kind == kind]
         if len(models) == 1:
             cell = comparison.cells[metric, models[0].label, POOLED]
@@ -221,7 +221,12 @@ def method(comparison: Comparison) -> list[tuple[str, str]]:
             "What the sites would have without working together: every site's patients are scored by the model that "
             "the site trained alone, and the scores of all sites are evaluated as one set.",
         ),
-        ("Files", "table.csv and table.json hold every number at full precision, curves.csv the course of training."),
+        (
+            "Files",
+            "Every number at full precision: table.csv and table.json hold the scores, models.csv, differences.csv, "
+            "cross_site.csv, gains.csv, fairness.csv, costs.csv and comparison.json what follows from them, curves.csv "
+            "the course of training.",
+        ),
     ]
 
 

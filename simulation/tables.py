@@ -57,7 +57,7 @@ CURVE_COLUMNS = ("run", "kind", "step_unit", "step", "site", "split", "quantity"
 
 def write_table_csv(comparison: Comparison, path: Path) -> None:
     """Every cell of the comparison as a row, at full precision."""
-    _write_csv(path, TABLE_COLUMNS, (_for_csv(row) for row in _rows(comparison)))
+    write_csv(path, TABLE_COLUMNS, _rows(comparison))
 
 
 def write_table_json(comparison: Comparison, path: Path) -> None:
@@ -111,7 +111,7 @@ def write_table_json(comparison: Comparison, path: Path) -> None:
 
 def write_curves_csv(comparison: Comparison, path: Path) -> None:
     """Every loss and metric of every step of every run."""
-    _write_csv(path, CURVE_COLUMNS, _curve_rows(comparison))
+    write_csv(path, CURVE_COLUMNS, _curve_rows(comparison))
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
@@ -237,8 +237,9 @@ def _curve_rows(comparison: Comparison) -> Iterable[dict[str, Any]]:
                 }
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """A header and these rows; lists and objects become JSON text, None and what a row lacks is empty."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(_for_csv(row) for row in rows)

@@ -155,7 +155,7 @@ def too_few_patients(comparison: Comparison, site: str) -> str | None:
 
 def class_patients(predictions: Predictions) -> dict[str, int]:
     """How many patients have a sample of each class; for progression of any disease."""
-    labels = predictions.labels.reshape(len(predictions), -1)
+    labels = predictions.labels if predictions.labels.ndim == 2 else predictions.labels[:, None]
     return {
         name: len(np.unique(predictions.patients[(labels == value).any(axis=1)]))
         for value, name in enumerate(TASK_CLASSES[predictions.task])

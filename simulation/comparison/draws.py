@@ -11,6 +11,9 @@ from dipro_model.metric_values import metric_values
 from dipro_model.metrics import EQUAL_TO_ACCURACY, METRICS, resamples
 from dipro_model.vocabulary import Task
 
+_BLOCK = 250
+"""Resamples at a time: what a metric sorts and sums then stays in the processor's cache."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
@@ -91,12 +94,15 @@ def _values(
     weights: Float[np.ndarray, "resample sample"],
 ) -> Iterator[tuple[tuple[str, str, str], Float[np.ndarray, " resample"]]]:
     for part, rows in parts.items():
-        of_part = weights[:, rows]
+        own = weights[:, rows]
         for model, predictions in scored.items():
-            values = metric_values(
-                predictions.task, predictions.labels[rows], predictions.probabilities[rows], of_part, metrics
+            arguments = (predictions.task, predictions.labels[rows], predictions.probabilities[rows])
+            blocks = [
+                metric_values(*arguments, own[start : start + _BLOCK], metrics) for start in range(0, len(own), _BLOCK)
+            ]
+            yield from (
+                ((model, metric, part), np.concatenate([each[metric] for each in blocks])) for metric in metrics
             )
-            yield from (((model, metric, part), values[metric]) for metric in metrics)
 
 
 def mean_of(drawn: Sequence[Drawn]) -> Drawn:

@@ -5,19 +5,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dipro_model.metrics import HEADLINE, LOWER_IS_BETTER
+from dipro_model.metrics import LOWER_IS_BETTER
 from dipro_model.vocabulary import Task
 from simulation.compare import Comparison
 from simulation.comparison.arms import Arm, Draws, over_seeds
 from simulation.comparison.demographics import AGES, Demographics
-from simulation.comparison.draws import Drawn, Estimate, draw_parts, estimate, studied_metrics
+from simulation.comparison.draws import Drawn, Estimate, draw_parts, estimate
 
 DEFAULT_MINIMUM = 10
 """Patients below which a group is withheld."""
 
 SITE = "site"
 
-_FAIRNESS_METRICS = ("auroc", "auprc", "brier")
+FAIRNESS_METRICS: dict[Task, tuple[str, ...]] = {
+    Task.MORTALITY: ("auroc", "auprc", "brier"),
+    Task.LENGTH_OF_STAY: ("kappa", "accuracy", "auroc", "brier"),
+    Task.DISEASE_PROGRESSION: ("f1", "auroc", "brier"),
+}
+"""The metrics that are shown by group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +61,6 @@ class Fairness:
     spreads: tuple[Spread, ...]
 
 
-def fairness_metrics(task: Task) -> tuple[str, ...]:
-    """The metrics that are shown by group: the areas, the Brier score, and length of stay's published ones."""
-    own = HEADLINE[task] if task is Task.LENGTH_OF_STAY else ()
-    return tuple(name for name in studied_metrics(task) if name in (*own, *_FAIRNESS_METRICS))
-
-
 def fairness(
     comparison: Comparison, arms: Sequence[Arm], demographics: Demographics, minimum: int = DEFAULT_MINIMUM
 ) -> Fairness:
@@ -79,7 +78,7 @@ def fairness(
             groups.append(Group(attribute=attribute, name=name, num_patients=count if count >= minimum else None))
             if count >= minimum:
                 parts[f"{attribute}/{name}"] = rows
-    metrics = fairness_metrics(comparison.task)
+    metrics = FAIRNESS_METRICS[comparison.task]
     drawn = draw_parts(
         comparison.predictions, parts, metrics, num_resamples=comparison.num_resamples, seed=comparison.seed
     )

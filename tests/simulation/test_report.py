@@ -60,10 +60,15 @@ class Page(HTMLParser):
 Study = Callable[..., Comparison]
 
 
-@cache
+_CONCLUDED: dict[int, Conclusions] = {}
+"""By the comparison's id, which no other can take while the study holds it."""
+
+
 def concluded(comparison: Comparison) -> Conclusions:
     """What follows from a comparison; made once for each."""
-    return conclude(comparison)
+    if id(comparison) not in _CONCLUDED:
+        _CONCLUDED[id(comparison)] = conclude(comparison)
+    return _CONCLUDED[id(comparison)]
 
 
 def render_report(comparison: Comparison) -> str:
