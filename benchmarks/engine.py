@@ -39,6 +39,9 @@ def round_costs(folder: Path, num_sites: int, depth: int, pixels: int) -> dict[s
             f"model.backbone_depth={depth}",
             f"model.crop_pixels={pixels}",
             f"federation.rounds={ROUNDS}",
+            # Every site has four patients, and numbers them from 1.
+            "federation.minimum_cell=1",
+            "federation.check_duplicates=false",
         ]
     )
     simulate_in_process(

@@ -1,6 +1,7 @@
 """`dipro-fed sweep`: many runs over seeds, partitions and models from one YAML, and their table."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def sweep(
     except KeyboardInterrupt:
         typer.echo(f"{out}: stopped; the same command goes on", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    _report(cells, folder, outcome, recommend, f"dipro-fed sweep {plan} --out {out.name}")
+    _report(cells, folder, outcome, recommend, plan)
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -75,9 +76,10 @@ def _cohorts(texts: list[str]) -> dict[str, list[Path]]:
 
 
 def _report(
-    cells: "tuple[Cell, ...]", folder: "SweepFolder", outcome: "Outcome", recommend: Path | None, command: str
+    cells: "tuple[Cell, ...]", folder: "SweepFolder", outcome: "Outcome", recommend: Path | None, plan: Path
 ) -> None:
     """Tables, recommendation, and a list of what failed."""
+    from federation.files import write_whole
     from federation.run_folder import read_run
     from simulation.sweep.recommend import recommendation_page
     from simulation.sweep.results import collect_results
@@ -89,8 +91,16 @@ def _report(
         written = write_tables(results, folder.path)
         if recommend is not None:
             hours = sum(read_run(folder.run(cell)).seconds for cell in outcome.finished) / 3600
-            recommend.parent.mkdir(parents=True, exist_ok=True)
-            recommend.write_text(recommendation_page(results, command=command, hours=hours), encoding="utf-8")
+            # As it is given in the project's folder, wherever the files lie.
+            words = (
+                os.path.relpath(plan),
+                "--out",
+                "runs/sweeps/" + plan.stem,
+                "--recommend",
+                os.path.relpath(recommend),
+            )
+            page = recommendation_page(results, command=f"dipro-fed sweep {shlex.join(words)}", hours=hours)
+            write_whole(recommend, page.encode())
             written.append(recommend)
         for path in written:
             typer.echo(f"Wrote {path}")

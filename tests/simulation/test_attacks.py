@@ -95,6 +95,6 @@ def test_an_attack_that_cannot_be_is_refused(tmp_path: Path) -> None:
             [spec], small_settings(), tmp_path / "run", attack=Attack(kind=AttackKind.SCALED, site="south")
         )
     assert not (tmp_path / "run").exists()
-    with pytest.raises(SettingsError, match="expected communication.codec=fp32, found int8"):
-        attack = Attack(kind=AttackKind.SCALED, site="north")
-        malicious_app(spec, attack, small_settings("communication.codec=int8"), tmp_path)
+    attack, coded = Attack(kind=AttackKind.SCALED, site="north"), small_settings("communication.codec=int8")
+    with pytest.raises(SettingsError, match=r"expected communication\.codec=fp32, found int8"):
+        malicious_app(spec, attack, coded, tmp_path)

@@ -16,7 +16,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from dipro_fed.main import app
+from dipro_model.metrics import resamples
 from federation.run_folder import read_run
+from simulation.sweep.cells import make_cells
+from simulation.sweep.folder import SweepFolder
+from simulation.sweep.plan import load_sweep
+from simulation.sweep.results import collect_results
 from tests.make_cohort import write_cohort
 
 REDUCED = Path(__file__).parents[2] / "configs" / "sweeps" / "reduced.yaml"
@@ -124,6 +129,24 @@ def test_the_table_is_what_the_runs_predict(swept: Path) -> None:
     page = (swept / "table.md").read_text()
     assert "| fedprox |" in page
     assert "| scaled | fedavg |" in page
+
+
+def test_differences_are_those_of_the_same_patients_drawn_for_both(swept: Path, cohort: Path) -> None:
+    cells = make_cells(load_sweep(REDUCED, cohorts={"whole": [cohort]})).cells
+    results = collect_results(cells, SweepFolder(path=swept), num_resamples=60, seed=5)
+    (row,) = (row for row in results.rows if (row.model, row.attack) == ("fedavg", "scaled"))
+    first, second = (predicted(swept / "runs/iid" / name / "seed_23") for name in ("fedavg/scaled", "fedavg"))
+    assert list(first.index) == list(second.index)
+    # Each patient of this cohort has one stay, so that patients are samples, numbered alike.
+    draws = np.concatenate(list(resamples(np.arange(len(first)), num_resamples=60, seed=5))).astype(int)
+    values = [
+        auroc(first.loc[first.index.repeat(draw)]) - auroc(second.loc[second.index.repeat(draw)])
+        for draw in draws
+        if 0 < draw @ first.died.to_numpy() < draw.sum()
+    ]
+    expected = np.quantile(values, [0.025, 0.975])
+    found = row.from_unattacked["auroc"]
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
 
 
 def test_the_record_says_who_attacked_and_the_guards_refuse_it(swept: Path) -> None:

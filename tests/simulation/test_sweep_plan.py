@@ -111,8 +111,9 @@ def test_cells_are_the_product_and_centralized_runs_are_shared(tmp_path: Path, c
     ],
 )
 def test_what_a_file_cannot_mean_is_refused(tmp_path: Path, cohorts: list[Path], change: dict, message: str) -> None:
+    attacks = {"attacks": {}} if "models" in change else {}
     with pytest.raises(SweepError, match=message):
-        load_sweep(written(tmp_path, plan(cohorts) | change))
+        load_sweep(written(tmp_path, plan(cohorts) | attacks | change))
 
 
 @pytest.mark.parametrize(
