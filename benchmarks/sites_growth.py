@@ -9,6 +9,7 @@ read and memory is claimed, does not count. Peak memory is of the whole process,
 """
 
 import argparse
+import logging
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +58,8 @@ def round_cost(cohort: Path, folder: Path, num_sites: int, patients_each: int) -
             "federation.minimum_cell=1",
         ]
     )
+    # Flower tells every aggregation.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     marks: list[float] = []
     specs = specs_of(cohort, num_sites, patients_each)
     simulate_in_process(specs, settings, folder, on_round=lambda lines: marks.append(time.perf_counter()))

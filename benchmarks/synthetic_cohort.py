@@ -10,6 +10,7 @@ import pandas as pd
 from client.cohort import REGION_FILE, REGION_PIXELS, REPORT, STATISTICS, TABLES, Windows
 from client.prepare.writer import write_manifest, write_table
 from dipro_model.vocabulary import DEMOGRAPHICS, DISEASES, EHR_VARIABLES, NOT_MENTIONED, REGIONS, SPLITS
+from federation.site_statistics import MEASURES
 
 ADMISSION = pd.Timestamp("2150-01-01")
 
@@ -41,13 +42,20 @@ def write_cohort(folder: Path, *, num_stays: int, num_images: int, num_hours: in
     groups = dict.fromkeys(TABLES["groups"].names[1:], "unknown")
     write_table(folder, "groups", stays.loc[:, ["stay_id"]].assign(**groups))
     _write_regions(folder / REGION_FILE, len(images), rng)
-    (folder / STATISTICS).write_text("{}\n")
+    (folder / STATISTICS).write_text(json.dumps(_statistics(num_hours * len(splits))) + "\n")
     (folder / REPORT).write_text(json.dumps({"counts": {"stays": len(stays)}, "rejections": {}}) + "\n")
     windows = Windows(
         stay_hours=num_hours, stay_image_hours=float(num_hours), pair_hours_before=1.0, pair_hours_after=0.0
     )
     write_manifest(folder, profile="random", profile_digest="", windows=windows, counts={"stays": len(stays)})
     return folder
+
+
+def _statistics(num_values: int) -> dict[str, object]:
+    """Values of mean 0 and standard deviation 1, which their z-scores equal."""
+    ehr = {"mean": 0.0, "sd": 1.0, "fill": 0.0, "num_values": num_values}
+    measures = {"mean": dict.fromkeys(MEASURES, 0.0), "sd": dict.fromkeys(MEASURES, 1.0)}
+    return {"ehr": dict.fromkeys(EHR_VARIABLES, ehr), "demographics": measures}
 
 
 def _boxes(images: pd.DataFrame) -> pd.DataFrame:
