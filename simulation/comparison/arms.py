@@ -9,6 +9,8 @@ from federation.run_folder import RunError
 from simulation.compare import ALONE, Comparison, Model
 from simulation.comparison.draws import Drawn, Estimate, estimate, mean_of
 
+_SETTINGS_IN_LABEL = 2
+
 Draws = Mapping[tuple[str, str, str], Drawn]
 """By metric, model label and site."""
 
@@ -45,22 +47,42 @@ def arms_of(comparison: Comparison) -> tuple[Arm, ...]:
     groups: dict[tuple[str, ...], list[Model]] = {}
     for model in comparison.models:
         groups.setdefault(_training(comparison, model), []).append(model)
-    arms: list[Arm] = []
+    parts: list[list[Model]] = []
     for members in groups.values():
         seeds = [model.seed for model in members]
-        parts = [members] if len(set(seeds)) == len(seeds) else [[model] for model in members]
-        for part in parts:
-            name = _name(comparison, part)
-            taken = {arm.label for arm in arms}
-            arms.append(
-                Arm(
-                    label=f"{name} ({part[0].run})" if name in taken else name,
-                    kind=part[0].kind,
-                    trained_on=part[0].trained_on,
-                    models={model.seed: model.label for model in part},
-                )
-            )
-    return tuple(arms)
+        parts += [members] if len(set(seeds)) == len(seeds) else [[model] for model in members]
+    return tuple(
+        Arm(
+            label=label,
+            kind=part[0].kind,
+            trained_on=part[0].trained_on,
+            models={model.seed: model.label for model in part},
+        )
+        for part, label in zip(parts, _labels(comparison, parts), strict=True)
+    )
+
+
+def _labels(comparison: Comparison, parts: list[list[Model]]) -> list[str]:
+    """Names of the arms; where two share one, what differs in their settings tells them apart, else the folder."""
+    names = [_name(comparison, part) for part in parts]
+    longer = []
+    for name, part in zip(names, parts, strict=True):
+        rivals = [other for other, own in zip(parts, names, strict=True) if own == name and other is not part]
+        longer.append(f"{name} ({_what_differs(comparison, part, rivals) or part[0].run})" if rivals else name)
+    return [
+        name if longer.count(name) == 1 else f"{name} ({part[0].run})" for name, part in zip(longer, parts, strict=True)
+    ]
+
+
+def _what_differs(comparison: Comparison, part: list[Model], rivals: list[list[Model]]) -> str:
+    """The first settings in which an arm is unlike its rivals, with its own values."""
+    own, others = part[0].label, [rival[0].label for rival in rivals]
+    found = [
+        f"{name.removesuffix('.name')} {str(json.loads(values[own])) if own in values else 'not set'}"
+        for name, values in comparison.differing_settings.items()
+        if name != "seed" and any(values.get(other) != values.get(own) for other in others)
+    ]
+    return ", ".join(found[:_SETTINGS_IN_LABEL])
 
 
 def _training(comparison: Comparison, model: Model) -> tuple[str, ...]:

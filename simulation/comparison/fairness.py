@@ -59,6 +59,8 @@ class Fairness:
     metrics: tuple[str, ...]
     groups: tuple[Group, ...]
     spreads: tuple[Spread, ...]
+    notes: tuple[str, ...]
+    """Why groups are missing."""
 
 
 def fairness(
@@ -89,7 +91,9 @@ def fairness(
         for metric in metrics
         for arm in arms
     ]
-    return Fairness(minimum=minimum, metrics=metrics, groups=tuple(groups), spreads=tuple(spreads))
+    return Fairness(
+        minimum=minimum, metrics=metrics, groups=tuple(groups), spreads=tuple(spreads), notes=demographics.notes
+    )
 
 
 def _in_order(comparison: Comparison, attribute: str, of_sample: np.ndarray) -> list[str]:

@@ -25,7 +25,8 @@ _OPEN_HEAT_MAPS = 2
 
 def study_context(study: Study) -> dict[str, Any]:
     """What the study's templates need."""
-    shown = [name for name in study.metrics if name in HEADLINE[study.comparison.task] or name in study.margins]
+    headline = [name for name in HEADLINE[study.comparison.task] if name not in study.margins]
+    shown = [*study.margins, *headline]
     rest = [name for name in study.metrics if name not in shown]
     return {
         "verdicts": words.verdicts(study),
@@ -41,7 +42,8 @@ def study_context(study: Study) -> dict[str, Any]:
         "fairness": _fairness(study),
         "fairness_caption": words.fairness_caption(study),
         "costs": [_cost(study, each) for each in study.costs],
-        "study_notes": study.notes,
+        "reference_note": study.reference_note,
+        "fairness_notes": study.fairness.notes,
     }
 
 

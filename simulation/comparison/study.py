@@ -29,13 +29,18 @@ class Study:
     """By metric, arm and site."""
     reference: str | None
     """The arm that differences are to."""
+    reference_note: str | None
+    """Why there is none, or how it was chosen among several."""
     margins: Mapping[str, float]
     differences: tuple[Difference, ...]
     gains: tuple[Difference, ...]
     fairness: Fairness
     costs: tuple[Cost, ...]
-    notes: tuple[str, ...]
-    """What a reader must know about what is missing."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about what is missing."""
+        return (*([self.reference_note] if self.reference_note else []), *self.fairness.notes)
 
     @property
     def cross_site(self) -> tuple[Arm, ...]:
@@ -83,10 +88,10 @@ def study(
             for column in comparison.columns
         },
         reference=base.label if base else None,
+        reference_note=note,
         margins=checked,
         differences=tuple(differences(comparison, draws, arms, base, checked) if base else ()),
         gains=tuple(gains_of_joining(comparison, draws, arms)),
         fairness=fairness(comparison, arms, demographics, minimum_group),
         costs=costs_of(comparison.runs),
-        notes=tuple(filter(None, (note, *demographics.notes))),
     )

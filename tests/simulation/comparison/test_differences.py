@@ -118,6 +118,20 @@ def test_runs_of_other_settings_are_arms_of_their_own(tmp_path: Path) -> None:
     assert [(arm.label, tuple(arm.models)) for arm in arms] == [("federated", (1, 2)), ("federated, seed 3", (3,))]
 
 
+def test_strategies_of_one_name_and_several_seeds_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    patients = with_scores(make_patients(Task.MORTALITY), 1.0, 1)
+    folders = [
+        write_fake_run(tmp_path / f"{rule}{seed}", patients, kind="federated", seed=seed, settings={"strategy": each})
+        for rule, each in (("a", {"name": "fedavg"}), ("p", {"name": "fedprox", "mu": 0.1}))
+        for seed in (1, 2)
+    ]
+    labels = [arm.label for arm in study(compare(load_runs(folders), num_resamples=2)).arms]
+    assert labels == [
+        "federated (strategy fedavg, strategy.mu not set)",
+        "federated (strategy fedprox, strategy.mu 0.1)",
+    ]
+
+
 def verdicts_of(tmp_path: Path, skill: float, noise: float, **options: object) -> dict[str, str | None]:
     """Verdicts on a model that is the reference under noise, or of less skill, by metric."""
     patients = make_patients(Task.MORTALITY, num_patients=300)
