@@ -7,17 +7,15 @@ that are the same for all runs.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
-from client.predictions import Predictions, read_predictions
-from dipro_model.metric_values import metric_values
-from dipro_model.metrics import HEADLINE, metric_names, resamples, score
+from dipro_model.metrics import HEADLINE, metric_names, score
 from dipro_model.vocabulary import Task
 from federation.run_folder import RunRecord, read_run
+from simulation.sweep.aligned import read_in_order, resampled, sample_keys
 from simulation.sweep.cells import Cell
 from simulation.sweep.folder import SweepFolder
 from simulation.sweep.plan import SweepError
@@ -167,8 +165,8 @@ class _Table:
         return [self._row(key, central) for key in keys]
 
     def _read(self, cell: Cell) -> None:
-        predictions = _in_order(cell, read_predictions(self.folder.run(cell), self.task, list(cell.data)))
-        keys = _sample_keys(cell, predictions)
+        predictions = read_in_order(cell, self.folder.run(cell))
+        keys = sample_keys(predictions)
         if self.order is None:
             self.order = keys
         if keys != self.order:
@@ -183,18 +181,9 @@ class _Table:
             metrics = score(self.task, own.labels, own.probabilities)
             self.scores[key] |= {(split, name): metrics[name].value for name in metric_names(self.task)}
         if cell.kind != "local":
-            self.draws[key] = self._resampled(predictions.select(predictions.split == "test"))
-
-    def _resampled(self, test: Predictions) -> dict[str, np.ndarray]:
-        """Each shown metric in every resample, [resample]; the same patients are drawn for every run."""
-        # Whole cohorts and parts of them name sites differently, but a patient of one cohort has one number.
-        patients = np.unique(test.patients, return_inverse=True)[1]
-        self.num_patients = len(np.unique(patients))
-        blocks = [
-            metric_values(self.task, test.labels, test.probabilities, weights, self.names)
-            for weights in resamples(patients, num_resamples=self.num_resamples, seed=self.seed)
-        ]
-        return {name: np.concatenate([block[name] for block in blocks]) for name in self.names}
+            test = predictions.select(predictions.split == "test")
+            self.num_patients = len(np.unique(test.patients))
+            self.draws[key] = resampled(test, self.names, num_resamples=self.num_resamples, seed=self.seed)
 
     def _row(self, key: _Key, central: _Key | None) -> Row:
         cells = [cell for cell in self.cells if _key(cell) == key]
@@ -265,36 +254,6 @@ class _Table:
 
 def _key(cell: Cell) -> _Key:
     return cell.model, cell.attack_name, cell.only or ""
-
-
-def _cohort_of(cell: Cell) -> dict[str, Path]:
-    return {spec.name: spec.cohort for spec in cell.specs}
-
-
-def _in_order(cell: Cell, predictions: Predictions) -> Predictions:
-    """By cohort and sample, whatever the sites are called: so the rows of all runs on a partition are the same."""
-    cohort_of = _cohort_of(cell)
-    cohorts = np.array([str(cohort_of[site]) for site in predictions.site])
-    ordered = predictions.select(np.lexsort((predictions.sample_id.astype(str), cohorts)))
-    names = np.array([str(cohort_of[site]) for site in ordered.site], dtype=object)
-    # Patients are numbered by cohort: those of two sites of one cohort are different people anyway.
-    return Predictions(
-        task=ordered.task,
-        site=names,
-        subject_id=ordered.subject_id,
-        stay_id=ordered.stay_id,
-        sample_id=ordered.sample_id,
-        split=ordered.split,
-        labels=ordered.labels,
-        probabilities=ordered.probabilities,
-        attention=ordered.attention,
-    )
-
-
-def _sample_keys(cell: Cell, predictions: Predictions) -> list[tuple[Any, ...]]:
-    columns = (predictions.site, predictions.sample_id, predictions.split, predictions.subject_id)
-    labels = [each.tobytes() for each in predictions.labels]
-    return list(zip(*(column.tolist() for column in columns), labels, strict=True))
 
 
 def _mean(values: Iterable[float]) -> float | None:
