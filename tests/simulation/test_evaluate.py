@@ -16,6 +16,7 @@ from federation.checkpoint import save_checkpoint
 from federation.run_folder import RunError, read_run, write_run
 from federation.trained import load_trained
 from simulation.compare import compare
+from simulation.comparison.study import study
 from simulation.evaluate import evaluate, predict
 from simulation.report import render_report
 from simulation.runs import load_runs
@@ -116,7 +117,7 @@ def test_an_evaluated_model_is_compared_with_trainings(run: Path, specs: list[Si
     for site in ("pooled", "north"):
         cell, other = comparison.cells["auroc", "again", site], alone.cells["auroc", "other", site]
         assert (cell.result.value, cell.interval) == (other.result.value, other.interval)
-    page = render_report(comparison)
+    page = render_report(study(comparison))
     assert "a finished model, scored as it is" in page
     assert "whom none of them was trained on" not in page, "where a model comes from is not known"
     with pytest.raises(RunError, match="expected scores of the val split, found those of test alone"):
@@ -135,7 +136,7 @@ def test_evaluations_alone_and_of_unknown_origin_have_a_report(
 ) -> None:
     record = evaluate(specs, load_trained(run), tmp_path / "again")
     write_run(tmp_path / "again", replace(record, trained_on=()))
-    page = render_report(compare(load_runs([tmp_path / "again"]), num_resamples=20))
+    page = render_report(study(compare(load_runs([tmp_path / "again"]), num_resamples=20)))
     assert "Death in hospital: finished models" in page
     assert "not known" in page
 
