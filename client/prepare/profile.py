@@ -55,20 +55,39 @@ class Profile:
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """One of PROFILES, or the profile in a YAML file of one's own, whose tables lie beside it.
+    """One of PROFILES, or the profile in a YAML file of one's own, with tables of its own beside it.
 
-    Raises PrepareError naming the file and the key where a key is unknown or missing, or a value has the wrong type.
+    A file with `based_on: corrected` holds only what differs from that profile. Raises PrepareError naming the file and
+    the key where a key is unknown or missing, or a value has the wrong type.
     """
     path = _profile_path(str(name_or_path))
-    rules = _checked(path, _read_yaml(path))
+    own = dict(_read_yaml(path))
+    base = _base(path, own.pop("based_on", None))
+    rules = _checked(path, own if base is None else _merged(_read_yaml(base), own))
+    named = own.get("ehr", {})
+    folders = {
+        table: path.parent if base is None or table in named else base.parent for table in ("variables", "units")
+    }
     profile = Profile(
         name=path.stem,
         rules=rules,
-        variables=read_variables(path.parent / rules.ehr.variables),
-        units=read_units(path.parent / rules.ehr.units),
+        variables=read_variables(folders["variables"] / rules.ehr.variables),
+        units=read_units(folders["units"] / rules.ehr.units),
     )
     _check_units(path, profile)
     return profile
+
+
+def _base(path: Path, name: object) -> Path | None:
+    if name is not None and name not in PROFILES:
+        raise PrepareError(f"{path}: based_on: expected one of {', '.join(PROFILES)}, found {name!r}")
+    return None if name is None else _profile_path(str(name))
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with the sections' own values in place of its."""
+    sections = [key for key, value in own.items() if isinstance(value, dict) and isinstance(base.get(key), dict)]
+    return {**base, **own, **{key: {**base[key], **own[key]} for key in sections}}
 
 
 def _profile_path(name_or_path: str) -> Path:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_a_copy_has_the_same_digest_and_a_change_another(own: Path):
     same = load_profile(own).digest
     assert same == load_profile("corrected").digest
     assert load_profile(change(own, lambda content: content["stays"].update(min_age=21))).digest != same
+
+
+def test_a_file_may_hold_only_what_differs_from_a_profile(tmp_path: Path):
+    path = tmp_path / "more_tests.yaml"
+    path.write_text("based_on: corrected\nsplit: {test_share: 0.6}\n")
+    ours, base = load_profile(path), load_profile("corrected")
+    assert ours.rules.split == replace(base.rules.split, test_share=0.6)
+    assert replace(ours.rules, split=base.rules.split) == base.rules
+    assert (ours.variables, ours.units, ours.name) == (base.variables, base.units, "more_tests")
+    path.write_text("based_on: corrected\nsplit: {test_shares: 0.6}\n")
+    with pytest.raises(PrepareError, match=r"more_tests\.yaml: split\.test_shares: unexpected"):
+        load_profile(path)
+    path.write_text("based_on: newest\n")
+    with pytest.raises(PrepareError, match="based_on: expected one of corrected, published, found 'newest'"):
+        load_profile(path)
 
 
 def test_a_changed_table_changes_the_digest(own: Path):
