@@ -46,7 +46,7 @@ class Broadcast:
         return self.weights
 
     def publish_whole(self, weights: np.ndarray) -> None:
-        """Make these exact weights the version that sites hold, as those of an earlier round; who must gets them all."""
+        """Make these very weights the next version, such as those of an earlier round; every site gets all of them."""
         if np.array_equal(weights, self.weights):
             return
         self.weights, self._residual = weights, None

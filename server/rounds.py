@@ -71,9 +71,9 @@ class Rounds:
         self._run, self._best_round = secrets.token_hex(8), 0
 
     def run(self, on_round: Callable[[Round], Verdict]) -> int:
-        """All rounds; after each the model holds the aggregate, and `on_round` says whether to go on. The last's number.
+        """All rounds; after each the model holds the aggregate, and `on_round` says whether to go on.
 
-        A site that is late, fails or sends what it must not is left out of its round, with the reason in
+        Returns the number of the last round. A site that is late, fails or sends what it must not is left out of its round, with the reason in
         `Round.refused`. Raises MessageError with all reasons where fewer sites than the quorum are left; the model is
         then that of the round before.
         """
