@@ -73,9 +73,9 @@ class Rounds:
     def run(self, on_round: Callable[[Round], Verdict]) -> int:
         """All rounds; after each the model holds the aggregate, and `on_round` says whether to go on.
 
-        Returns the number of the last round. A site that is late, fails or sends what it must not is left out of its round, with the reason in
-        `Round.refused`. Raises MessageError with all reasons where fewer sites than the quorum are left; the model is
-        then that of the round before.
+        Returns the number of the last round. A site that is late, fails or sends what it must not is left out of its
+        round, with the reason in `Round.refused`. Raises MessageError with all reasons where fewer sites than the
+        quorum are left; the model is then that of the round before.
         """
         for number in range(1, self._settings.federation.rounds + 1):
             refusals = Refusals(what=f"round {number}, {TRAIN}")
