@@ -45,7 +45,7 @@ def map_files(
         return
     # Processes are started afresh: forking one that runs DuckDB's threads may lock up.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         try:
             yield from _reported(pool.map(function, items, chunksize=_CHUNK), what, len(items), progress)
         except BrokenProcessPool:
@@ -54,7 +54,7 @@ def map_files(
             ) from None
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A process whose parent was killed would wait for work forever, and write into what the next run creates."""
     parent = multiprocessing.parent_process()
 

@@ -1,12 +1,10 @@
 """One cell in a process of its own: what it runs, what it tells, and how it ends with the sweep."""
 
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
-import threading
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -16,6 +14,7 @@ import torch
 import torch._dynamo  # optimizers import it when they are made; here the process that cells are forked from does
 
 from client.memory import reuse_freed_memory
+from client.prepare.parallel import end_with_parent
 from federation.resume import BEST, CHECKPOINTS
 from federation.run_folder import Measurement, read_run
 from simulation.in_process import simulate_in_process
@@ -30,7 +29,7 @@ def run_cell(cell: Cell, folder: SweepFolder, checkpoints: str, connection: Conn
     The process ends when the one that started it does, however that ended. Its words go to the cell's log.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the sweep decides
-    _end_with_parent()
+    end_with_parent()
     _write_to(folder.log(cell))
     torch.set_num_threads(1)
     reuse_freed_memory()
@@ -89,15 +88,3 @@ def _write_to(log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-def _end_with_parent() -> None:
-    """A cell must not go on beside the sweep that is started next."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
