@@ -86,7 +86,7 @@ class Site:
         start = time.monotonic()
         require_trainable(self.samples("train"))
         model, entries = place(model, self.device, self.settings), model_entries(model)
-        codec, state = codec_of(self.settings.communication, entries), self._state(instruction)
+        codec, state = codec_of(self.settings.communication, lambda: entries), self._state(instruction)
         received = received_weights(instruction, state, codec)
         personal = Personal(settings=self.settings, state=state)
         begin = personal.start(model, received)
@@ -140,7 +140,7 @@ class Site:
             self._state(instruction),
             self._class_weights(),
         )
-        codec = codec_of(self.settings.communication, model_entries(model))
+        codec = codec_of(self.settings.communication, lambda: model_entries(model))
         received = received_weights(instruction, state, codec)
         personal = Personal(settings=self.settings, state=state)
         unflatten_weights(model, received)

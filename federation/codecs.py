@@ -8,6 +8,7 @@ exact. What a lossy codec leaves out stays at the site as its residual and is ad
 
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,9 +196,9 @@ def make_codec(name: str, entries: ModelEntries, *, block_size: int = 256, kept_
     return Codec(coder=coders[name], compressed=entries.trained.without(exact), exact=exact)
 
 
-def codec_of(settings: CommunicationSettings, entries: ModelEntries) -> Codec | None:
-    """The codec of a run; None where the whole model travels as it is."""
+def codec_of(settings: CommunicationSettings, entries: Callable[[], ModelEntries]) -> Codec | None:
+    """The codec of a run; None where the whole model travels as it is, and nobody need look for its entries."""
     if settings.codec == "fp32":
         return None
     name = "fp32" if settings.codec == "trained" else settings.codec
-    return make_codec(name, entries, block_size=settings.block_size, kept_fraction=settings.kept_fraction)
+    return make_codec(name, entries(), block_size=settings.block_size, kept_fraction=settings.kept_fraction)

@@ -1,8 +1,10 @@
 """Which entries of a model's flat array are trained, are batch norm, or are its running statistics."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from torch import nn
@@ -65,15 +67,31 @@ class Entries:
 
     def both(self, other: "Entries") -> "Entries":
         """Those that are in both."""
-        return Entries.of(self.mask() & other.mask())
+        return self._where(other, lambda ours, theirs: ours and theirs)
 
     def either(self, other: "Entries") -> "Entries":
         """Those that are in either."""
-        return Entries.of(self.mask() | other.mask())
+        return self._where(other, lambda ours, theirs: ours or theirs)
 
     def without(self, other: "Entries") -> "Entries":
         """Those that the other has not."""
-        return Entries.of(self.mask() & ~other.mask())
+        return self._where(other, lambda ours, theirs: ours and not theirs)
+
+    def _where(self, other: "Entries", is_in: Callable[[bool, bool], bool]) -> "Entries":
+        """By the ends of both sides' runs: a few hundred steps, however many entries there are."""
+        if self.total != other.total:
+            raise SelectionError(f"expected entries of an array [{self.total}], found those of one [{other.total}]")
+        edges = sorted({0, self.total, *(edge for run in (*self.runs, *other.runs) for edge in run)})
+        runs: list[tuple[int, int]] = []
+        for start, end in pairwise(edges):
+            if is_in(self._holds(start), other._holds(start)):
+                touches = runs and runs[-1][1] == start
+                runs[-1:] = [(runs[-1][0], end)] if touches else [*runs[-1:], (start, end)]
+        return Entries(total=self.total, runs=tuple(runs))
+
+    def _holds(self, entry: int) -> bool:
+        place = bisect_right(self.runs, entry, key=lambda run: run[0])
+        return place > 0 and entry < self.runs[place - 1][1]
 
     def _parts(self) -> Iterator[slice]:
         """Where each run lies in the array that `take` gives."""

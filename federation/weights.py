@@ -19,12 +19,12 @@ class WeightsError(ValueError):
 def flatten_weights(model: nn.Module) -> np.ndarray:
     """float32 [number]: all floating tensors of the state dict one behind the other."""
     tensors = list(_floating(model).values())
-    flat, start = np.empty(sum(tensor.numel() for tensor in tensors), np.float32), 0
+    flat, start = torch.empty(sum(tensor.numel() for tensor in tensors)), 0
     for tensor in tensors:
-        # One copy, whatever the memory order of the tensor.
-        np.copyto(flat[start : start + tensor.numel()].reshape(tensor.shape), tensor.detach().float().cpu().numpy())
+        # One copy, by all threads, whatever the memory order, type and device of the tensor.
+        flat[start : start + tensor.numel()].view(tensor.shape).copy_(tensor.detach())
         start += tensor.numel()
-    return flat
+    return flat.numpy()
 
 
 def check_weights(model: nn.Module, flat: np.ndarray) -> None:
@@ -55,11 +55,8 @@ def unflatten_weights(model: nn.Module, flat: np.ndarray, *, keep_frozen: bool =
 
 
 def _fill(tensor: Tensor, values: np.ndarray) -> None:
-    if tensor.device.type == "cpu":
-        np.copyto(tensor.numpy(), values, casting="same_kind")
-    else:
-        # A received array is a read-only buffer, which no tensor may share.
-        tensor.copy_(torch.tensor(values))
+    # A received array is a read-only buffer, for which the other ways to make a tensor of an array are too strict.
+    tensor.copy_(torch.from_dlpack(values))
 
 
 def layout_digest(model: nn.Module) -> str:

@@ -3,12 +3,14 @@
 Nothing here grows in memory with the number of sites, unless the strategy needs all replies side by side.
 """
 
+import hashlib
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
 from federation.messages import TrainReply
 from federation.sections import StrategySettings
@@ -24,9 +26,6 @@ from server.arithmetic import (
 )
 from server.guards import Guard, Submission, outlying_norms
 from server.strategies import STRATEGIES
-
-_AT_ONCE = 2**17
-"""Weights that are multiplied together: a megabyte in double precision, which stays in the processor's cache."""
 
 
 class Replies:
@@ -76,11 +75,11 @@ class Replies:
         if self._folder is None and self._of_mean:
             self._mean.add(update)
         else:
-            self._updates[reply.site] = self._kept(update)
+            self._updates[reply.site] = replace(update, weights=self._keep(reply.site, "weights", reply.weights))
         if self._strategy.recalibrate and self._entries.means.size:
             self._moments[reply.site] = site_moments(reply.weights, self._entries, reply.num_samples)
         if self._control.size:
-            self._changes[reply.site] = self._on_disk(f"control of {len(self._changes)}", reply.control_change)
+            self._changes[reply.site] = self._keep(reply.site, "control", reply.control_change)
         return None
 
     def refuse_outliers(self) -> dict[str, str]:
@@ -99,11 +98,15 @@ class Replies:
 
         Raises StrategyError where the strategy makes none.
         """
-        updates = list(self._updates.values())
+        kept = (
+            replace(each, weights=self._read(site, "weights", each.weights)) for site, each in self._updates.items()
+        )
         if self._of_mean:
-            for update in updates:
+            for update in kept:
                 self._mean.add(update)
             updates = [self._mean.update()]
+        else:
+            updates = list(kept)
         weights = self._aggregator.aggregate(self._guard.server_round, self._guard.reference, updates)
         if self._moments:
             weights = recalibrated(weights, reduce(pooled_moments, self._moments.values()), self._entries)
@@ -114,7 +117,7 @@ class Replies:
             return self._control
         everyone = sum(self._guard.num_samples.values())
         changes = (
-            ControlChange(share=self._guard.num_samples[site] / everyone, change=change)
+            ControlChange(share=self._guard.num_samples[site] / everyone, change=self._read(site, "control", change))
             for site, change in self._changes.items()
         )
         return scaffold_control_step(self._control, list(changes))
@@ -127,16 +130,21 @@ class Replies:
             return "expected a finite change of control variates, found entries that are not"
         return None
 
-    def _kept(self, update: SiteUpdate) -> SiteUpdate:
-        return replace(update, weights=self._on_disk(f"weights of {len(self._updates)}", update.weights))
-
-    def _on_disk(self, name: str, values: np.ndarray) -> np.ndarray:
-        """The array in a file of the round, for reading; as it is where replies are summed at once."""
+    def _keep(self, site: str, name: str, values: np.ndarray) -> np.ndarray:
+        """Put an array into a file of the round and give nothing in its place; without files, give it back."""
         if self._folder is None:
             return values
-        path = Path(self._folder.name) / f"{name}.npy"
-        np.save(path, values)
-        return np.load(path, mmap_mode="r")
+        np.save(self._file(site, name), values)
+        return np.zeros(0, values.dtype)  # a slice would keep the reply in memory
+
+    def _read(self, site: str, name: str, values: np.ndarray) -> np.ndarray:
+        """What `_keep` was given, for reading; it leaves memory with whoever reads it."""
+        return values if self._folder is None else np.load(self._file(site, name), mmap_mode="r")
+
+    def _file(self, site: str, name: str) -> Path:
+        assert self._folder is not None, "only a round with files asks for one"
+        # Sites' names are file names, as `client.records.SiteSpec` has it; a server must not rely on it.
+        return Path(self._folder.name) / f"{hashlib.sha256(site.encode()).hexdigest()[:16]}.{name}.npy"
 
 
 class RunningMean:
@@ -144,26 +152,23 @@ class RunningMean:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._sum: np.ndarray | None = None
+        self._sum: torch.Tensor | None = None
         self._samples, self._loss = 0, 0.0
 
     def add(self, update: SiteUpdate) -> None:
         if self._sum is None:
-            self._sum = np.zeros(self._size)
-        for start in range(0, self._size, _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            self._sum[part] += np.multiply(update.weights[part], update.num_samples, dtype=np.float64)
+            self._sum = torch.zeros(self._size, dtype=torch.float64)
+        self._sum.add_(torch.from_dlpack(update.weights), alpha=update.num_samples)
         self._samples += update.num_samples
         self._loss += update.loss * update.num_samples
 
     def update(self) -> SiteUpdate:
         """The mean as the update of one site with all samples."""
         assert self._sum is not None, "a round without replies was refused before"
+        weights = torch.empty(self._size)
+        torch.div(self._sum, self._samples, out=weights)
         return SiteUpdate(
-            site="all sites",
-            num_samples=self._samples,
-            loss=self._loss / self._samples,
-            weights=(self._sum / self._samples).astype(np.float32),
+            site="all sites", num_samples=self._samples, loss=self._loss / self._samples, weights=weights.numpy()
         )
 
 

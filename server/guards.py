@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from federation.selection import Entries, ModelEntries
 
@@ -179,12 +180,11 @@ def sort_replies(
 
 def _distance(weights: np.ndarray, reference: np.ndarray, runs: Iterable[tuple[int, int]]) -> float:
     """Euclidean, in double precision: a square of a float32 may overflow."""
-    squares = 0.0
+    squares, ours, theirs = 0.0, torch.from_dlpack(weights), torch.from_dlpack(reference)
     for start, end in runs:
         for first in range(start, end, _AT_ONCE):
             part = slice(first, min(first + _AT_ONCE, end))
-            difference = np.subtract(weights[part], reference[part], dtype=np.float64)
-            squares += float(difference @ difference)
+            squares += float((ours[part].double() - theirs[part]).square_().sum())
     return float(np.sqrt(squares))
 
 

@@ -64,7 +64,7 @@ class Rounds:
         self._settings = federation.settings
         self._entries = model_entries(model)
         self._aggregator = make_aggregator(self._settings, self._entries)
-        self._broadcast = Broadcast(codec=codec_of(self._settings.communication, self._entries))
+        self._broadcast = Broadcast(codec=codec_of(self._settings.communication, lambda: self._entries))
         self._broadcast.publish(flatten_weights(model))
         is_scaffold = self._settings.strategy.name == "scaffold"
         self._control = np.zeros(self._entries.parameters.size if is_scaffold else 0, np.float32)

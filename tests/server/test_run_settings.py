@@ -121,7 +121,7 @@ def test_a_codecs_model_stays_near_the_exact_one(tmp_path: Path, cohorts: list[P
 def test_changes_add_up_to_the_model_and_a_newcomer_gets_all_of_it(cohorts: list[Path]) -> None:
     settings = small_settings("communication.codec=topk", "communication.kept_fraction=0.2")
     model = initial_model(settings)
-    codec = codec_of(settings.communication, model_entries(model))
+    codec = codec_of(settings.communication, lambda: model_entries(model))
     assert codec is not None
     broadcast, random = Broadcast(codec=codec), np.random.default_rng(0)
     wanted = broadcast.publish(flatten_weights(model))
