@@ -12,6 +12,7 @@ find their files in memory, as the second and every later epoch does.
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from client.cohort import open_cohort
 from client.dataset import SampleSet
+from client.memory import batch_memory
 from client.prepare.regions import crop_regions, radiograph_path
 from client.records import SiteRecords, SiteSpec, shrink
 from dipro_model import Batch, collate
@@ -63,7 +65,7 @@ def loader(records: SiteRecords, task: Task) -> DataLoader[Batch]:
     """All samples of a task in batches of the published size."""
     samples = ConcatDataset([SampleSet([records], task, split) for split in SPLITS])
     size = load_settings(overrides=[f"task={task}"]).training.samples_per_batch(task)
-    return DataLoader(samples, batch_size=size, collate_fn=collate)
+    return DataLoader(samples, batch_size=size, collate_fn=partial(collate, empty=batch_memory.empty))
 
 
 def epoch(cohort: Path, radiographs: Path, task: Task, pixels: int, way: str) -> dict[str, Any]:

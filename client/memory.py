@@ -1,25 +1,51 @@
-"""Memory of the process: what a batch leaves behind serves the next one."""
+"""Memory that one batch leaves to the next."""
 
-import ctypes
-import os
-import platform
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-# mallopt(3) of glibc: the parameters' names and the most that the first may be.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MOST_MMAP_THRESHOLD = 32 * 2**20
-_KEPT_BYTES = 512 * 2**20
+import numpy as np
+import torch
+from torch import Tensor
 
 
-def reuse_freed_memory() -> None:
-    """Keep up to half a gigabyte of freed memory for the next batch, in huge pages where torch has no tensor yet.
+@dataclass(eq=False)
+class _Block:
+    data: np.ndarray
+    """uint8 [byte]."""
+    user: "weakref.ref[np.ndarray]"
+    """The part of it that the last tensor was made from. Only that tensor's storage holds it: they end together."""
 
-    A batch of crops takes some ten megabytes. The C library gives them back to the system at once, so that filling the
-    next batch is mostly the system handing out zeroed pages again (docs/benchmarks.md, "Loading"). A C library other
-    than glibc keeps its own ways.
+    @property
+    def is_free(self) -> bool:
+        return self.user() is None
+
+
+class BatchMemory:
+    """Makes tensors, in memory that an earlier batch no longer needs where there is some.
+
+    A batch of crops takes some ten megabytes. Given back to the system each time, filling the next batch is mostly the
+    system handing out zeroed pages again (docs/benchmarks.md, "Loading"). What is kept is no more than the largest
+    batches that ever lived at the same time.
     """
-    # torch reads it once, at the first tensor; processes started from here inherit it.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if platform.libc_ver()[0] == "glibc":
-        c_library = ctypes.CDLL(None)
-        c_library.mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
-        c_library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+    def __init__(self) -> None:
+        self._blocks: list[_Block] = []
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor on the CPU that shares memory with no other in use, its values whatever they were."""
+        size = math.prod(shape) * dtype.itemsize
+        free = sorted((block for block in self._blocks if block.is_free), key=lambda block: len(block.data))
+        fitting = next((block for block in free if len(block.data) >= size), None)
+        data = np.empty(size, np.uint8) if fitting is None else fitting.data
+        # A larger block takes the place of the smallest that is free.
+        for given_up in [fitting] if fitting else free[:1]:
+            self._blocks.remove(given_up)
+        part = data[:size]
+        self._blocks.append(_Block(data, weakref.ref(part)))
+        return torch.from_numpy(part).view(dtype).view(tuple(shape))
+
+
+batch_memory = BatchMemory()
+"""Of this process. Processes that read ahead for it have their own."""

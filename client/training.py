@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from client.dataset import SampleSet
+from client.memory import batch_memory
 from dipro_model import Batch, ClassWeights, DiPro, class_weights_from_counts, collate, objective
 from dipro_model.vocabulary import Task
 from federation.seeds import derive_seed
@@ -244,7 +246,7 @@ def _loader(
         samples,
         batch_size=settings.training.samples_per_batch(settings.task),
         sampler=order,
-        collate_fn=collate,
+        collate_fn=partial(collate, empty=batch_memory.empty),
         num_workers=settings.training.loader_workers,
         pin_memory=device.type == "cuda",
         # A generator of its own: the loader otherwise draws a number from the global state that dropout uses.

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from client.memory import reuse_freed_memory
 from dipro_fed.compare import compare
 from dipro_fed.demo import demo
 from dipro_fed.evaluate import evaluate
@@ -58,7 +57,6 @@ app.command()(demo)
 def run() -> None:
     """Run the command line; an error meant for people is one paragraph on stderr and exit status 1."""
     _tell_what_takes_long()
-    reuse_freed_memory()
     try:
         app()
     except (ValueError, OSError) as error:

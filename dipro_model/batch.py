@@ -120,10 +120,11 @@ class Batch:
         return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
 
 
-def collate(stays: Sequence[Stay]) -> Batch:
+def collate(stays: Sequence[Stay], *, empty: Callable[..., Tensor] = torch.empty) -> Batch:
     """Pad stays to the most frames and hours among them, and write down in the masks what is real.
 
-    A batch has at least one step: stays without any hour get a masked one.
+    A batch has at least one step: stays without any hour get a masked one. `empty(shape, dtype=...)` makes the tensor
+    that crops, the bulk of a batch, are copied into.
     Raises ValueError where the stays differ in the size, channels or type of their crops, or where only some of
     them are labelled.
     """
@@ -138,7 +139,7 @@ def collate(stays: Sequence[Stay]) -> Batch:
     labels = _all_or_none("label", [stay.label for stay in stays])
     progressions = _all_or_none("region_progression", [stay.region_progression for stay in stays])
     return Batch(
-        regions=_pad([stay.regions for stay in stays], length=frames),
+        regions=_pad([stay.regions for stay in stays], length=frames, empty=empty),
         frame_mask=_real(num_frames, length=frames),
         ehr=_pad([stay.ehr for stay in stays], length=steps),
         ehr_mask=_real(num_steps, length=steps),
@@ -150,16 +151,19 @@ def collate(stays: Sequence[Stay]) -> Batch:
     )
 
 
-def _pad(tensors: Sequence[Tensor], *, length: int, fill: int = 0) -> Tensor:
-    if all(len(tensor) == length for tensor in tensors):
-        return torch.stack(list(tensors))
-    padded = tensors[0].new_empty((len(tensors), length, *tensors[0].shape[1:]))
-    # Crops are the bulk of a batch, and no value of theirs is harmful: those of padding stay as the memory is.
+def _pad(
+    tensors: Sequence[Tensor], *, length: int, fill: int = 0, empty: Callable[..., Tensor] = torch.empty
+) -> Tensor:
+    lengths = [tensor.shape[0] for tensor in tensors]
+    padded = empty((len(tensors), length, *tensors[0].shape[1:]), dtype=tensors[0].dtype)
+    if min(lengths) == length:
+        return torch.stack(list(tensors), out=padded)
+    # No value of a crop is harmful: those of padding stay as the memory is.
     are_crops = padded.dtype == torch.uint8
-    for row, tensor in zip(padded, tensors, strict=True):
-        row[: len(tensor)] = tensor
-        if not are_crops:
-            row[len(tensor) :] = fill
+    for row, tensor, real in zip(padded, tensors, lengths, strict=True):
+        row[:real] = tensor
+        if not are_crops and real < length:
+            row[real:] = fill
     return padded
 
 

@@ -107,6 +107,10 @@ class RunWriter:
             self._save(BEST, step, model)
         self._write()
 
+    def compare_anew(self) -> None:
+        """The next step's monitor is of another kind than those before, so that it gains whatever it is."""
+        self._best = float("-inf")
+
     def keep_unfinished(self, step: int, model: DiPro, training: Mapping[str, Any]) -> None:
         """Write down a model that is within the step after `step`, to go on from there."""
         self._save(LAST, step, model, self._progress(training, within_step=True))

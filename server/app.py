@@ -50,6 +50,8 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         monitor.watch(finished, pooled)
         writer.note(refused=refused, monitored=monitor.words, traffic=_noted(traffic, finished.number))
         state = {"server": {name: torch.from_numpy(values.copy()) for name, values in finished.state.items()}}
+        if monitor.has_changed:
+            writer.compare_anew()
         writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value, state)
         writer.keep_among_last(finished.number, model, settings.federation.kept_rounds)
         after_round()
@@ -84,8 +86,9 @@ LARGEST_ERROR = 0.05
 class Monitor:
     """What the best round is chosen by: the metric of all validation patients together, where their counts allow.
 
-    Otherwise it is the sites' mean, weighted by validation samples. A mean of AUPRCs is not the AUPRC of the pooled
-    patients; which of the two it is, the first round decides, so that all rounds are compared by the same.
+    Until these allow it for the first time it is the sites' mean, weighted by validation samples. A mean of AUPRCs is
+    not the AUPRC of the pooled patients, so rounds before that one no longer compare, and a later round of which the
+    pooled metric is not known well enough counts for nothing.
     """
 
     def __init__(self, *, name: str) -> None:
@@ -94,16 +97,23 @@ class Monitor:
         """Of the last round; None where it is undefined at every site."""
         self.words = ""
         """What it is, for run.json."""
-        self._is_pooled: bool | None = None
+        self.has_changed = False
+        """Whether the last round was the first of which the pooled metric is used."""
+        self._is_pooled = False
 
     def watch(self, finished: Round, pooled: Mapping[str, PooledMetric]) -> None:
         metric = pooled[self.name]
-        if self._is_pooled is None:
-            self._is_pooled = _usable(metric)
+        self.has_changed = not self._is_pooled and _usable(metric)
+        self._is_pooled = self._is_pooled or self.has_changed
+        if self.has_changed:
+            since = "" if finished.number == 1 else f", from round {finished.number} on"
+            self.words = f"all validation patients together{since}"
+        if self._is_pooled:
+            self.value = metric.value if _usable(metric) else None
+        else:
             error = "undefined" if metric.error is None else f"known to ± {metric.error:.2f} only"
-            why = metric.reason or f"the one of all patients is {error}"
-            self.words = "all validation patients together" if self._is_pooled else f"mean of the sites' own: {why}"
-        self.value = metric.value if self._is_pooled else mean_monitor(self.name, finished.evaluated)
+            self.words = f"mean of the sites' own: {metric.reason or f'the one of all patients is {error}'}"
+            self.value = mean_monitor(self.name, finished.evaluated)
 
 
 def _usable(metric: PooledMetric) -> bool:

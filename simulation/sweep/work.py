@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import torch._dynamo  # optimizers import it when they are made; here the process that cells are forked from does
 
-from client.memory import reuse_freed_memory
 from client.prepare.parallel import end_with_parent
 from federation.resume import BEST, CHECKPOINTS
 from federation.run_folder import Measurement, read_run
@@ -32,7 +31,6 @@ def run_cell(cell: Cell, folder: SweepFolder, checkpoints: str, connection: Conn
     end_with_parent()
     _write_to(folder.log(cell))
     torch.set_num_threads(1)
-    reuse_freed_memory()
     # Flower tells every aggregation.
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:

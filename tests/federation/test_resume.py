@@ -60,6 +60,18 @@ def _earlier(folder: Path) -> EarlierRun:
     return earlier
 
 
+def test_a_monitor_of_another_kind_is_compared_anew(tmp_path: Path, model: DiPro) -> None:
+    writer = RunWriter(tmp_path / "run", _asked())
+    best = []
+    for step, monitor in enumerate((0.8, 0.9, 0.3, 0.2, 0.4), start=1):
+        if step == 3:
+            writer.compare_anew()
+        writer.keep(step, model, [replace(MEASUREMENT, step=step)], monitor)
+        best.append(writer.record.best_step)
+    assert best == [1, 2, 3, 3, 5]
+    writer.finish({})
+
+
 def test_a_run_goes_on_from_its_last_step(tmp_path: Path, model: DiPro) -> None:
     folder = tmp_path / "run"
     assert find_earlier(folder, _asked(), SETTINGS) is None

@@ -299,23 +299,25 @@ def test_a_mean_leaves_out_sites_where_the_monitor_is_undefined() -> None:
     assert mean_monitor("auprc", [reply(None, 5)]) is None
 
 
-@pytest.mark.parametrize(("error", "value"), [(0.04, 0.6), (0.2, 0.8)])
-def test_the_first_round_decides_what_is_monitored(error: float, value: float) -> None:
+def test_the_pooled_metric_is_monitored_from_the_first_round_that_knows_it() -> None:
     def metric(half_width: float) -> PooledMetric:
         return PooledMetric(value=0.6, lower=0.6 - half_width, upper=0.6 + half_width, reason=None)
 
     result = SplitResult(num_samples=9, losses={}, metrics={"auprc": 0.8})
-    finished = Round(
-        number=1,
-        trained=[],
-        evaluated=[EvaluateReply(site="a", splits={"val": result}, seconds=0.0)],
-        refused={},
-        state={},
-    )
-    monitor = Monitor(name="auprc")
-    for later in (error, 0.0, 0.3):
-        monitor.watch(finished, {"auprc": metric(later)})
-        assert monitor.value == value
+    evaluated = [EvaluateReply(site="a", splits={"val": result}, seconds=0.0)]
+    monitor, seen = Monitor(name="auprc"), []
+    for number, half_width in enumerate((0.2, 0.3, 0.04, 0.0, 0.3), start=1):
+        finished = Round(number=number, trained=[], evaluated=evaluated, refused={}, state={})
+        monitor.watch(finished, {"auprc": metric(half_width)})
+        seen.append((monitor.value, monitor.has_changed, monitor.words))
+    mean, pooled = "mean of the sites' own: the one of all patients is known to ±", "all validation patients together"
+    assert seen == [
+        (0.8, False, f"{mean} 0.20 only"),
+        (0.8, False, f"{mean} 0.30 only"),
+        (0.6, True, f"{pooled}, from round 3 on"),
+        (0.6, False, f"{pooled}, from round 3 on"),
+        (None, False, f"{pooled}, from round 3 on"),
+    ]
 
 
 def test_strategies_of_the_settings_run_and_change_the_model(tmp_path: Path) -> None:
