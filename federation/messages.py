@@ -269,20 +269,35 @@ def _split_result(split: str, values: Mapping[str, float | None]) -> SplitResult
 
 def num_bytes(content: RecordDict) -> int:
     """Bytes of what a message says: arrays, numbers and texts, without Flower's frame around them."""
-    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    arrays = sum(_array_bytes(array) for record in content.array_records.values() for array in record.values())
     numbers = sum(8 * len(record) for record in content.metric_records.values())
     texts = sum(len(str(value)) for record in content.config_records.values() for value in record.values())
     return arrays + numbers + texts
 
 
 def _pack(weights: np.ndarray, control: np.ndarray) -> ArrayRecord:
-    # Raw bytes: Flower's own form of a numpy array is copied twice more on either side.
     named = {_FLAT: weights, _CONTROL: control} if control.size else {_FLAT: weights}
-    return ArrayRecord({name: Array(str(each.dtype), each.shape, RAW, _bytes(each)) for name, each in named.items()})
+    return ArrayRecord({name: RawArray(each) for name, each in named.items()})
 
 
-def _bytes(array: np.ndarray) -> bytes:
-    return array.astype(_TYPES[str(array.dtype)], copy=False).tobytes()
+class RawArray(Array):
+    """A numpy array that becomes bytes when a message leaves the process, and never where it does not.
+
+    Raw bytes: Flower's own form of a numpy array is copied twice more on either side.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.dtype, self.shape, self.stype = str(values.dtype), values.shape, RAW
+        self.values = values.astype(_TYPES[self.dtype], copy=False).view()
+        self.values.flags.writeable = False
+
+    @property
+    def data(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.values.tobytes()
+
+
+def _array_bytes(array: Array) -> int:
+    return array.values.nbytes if isinstance(array, RawArray) else len(array.data)
 
 
 def _unpack(record: ArrayRecord) -> tuple[np.ndarray, np.ndarray]:
@@ -295,6 +310,8 @@ def _unpack(record: ArrayRecord) -> tuple[np.ndarray, np.ndarray]:
 def _unpack_one(array: Array) -> np.ndarray:
     if array.stype != RAW or array.dtype not in _TYPES:
         raise MessageError(f"expected raw {' or '.join(_TYPES)}, found {array.dtype} as {array.stype!r}")
+    if isinstance(array, RawArray):
+        return array.values
     values = np.frombuffer(array.data, np.dtype(_TYPES[array.dtype]))
     if values.shape != tuple(array.shape):
         raise MessageError(f"expected {list(array.shape)} entries, as the message says, found {list(values.shape)}")

@@ -147,6 +147,10 @@ class Replies:
         return Path(self._folder.name) / f"{hashlib.sha256(site.encode()).hexdigest()[:16]}.{name}.npy"
 
 
+_AT_ONCE = 1 << 20
+"""Entries that are added together."""
+
+
 class RunningMean:
     """The mean of updates, each counted with its training samples, in double precision."""
 
@@ -158,7 +162,10 @@ class RunningMean:
     def add(self, update: SiteUpdate) -> None:
         if self._sum is None:
             self._sum = torch.zeros(self._size, dtype=torch.float64)
-        self._sum.add_(torch.from_dlpack(update.weights), alpha=update.num_samples)
+        weights = torch.from_dlpack(update.weights)
+        # Part by part: torch adds numbers of two precisions slowly, and a double copy of all would not fit a cache.
+        for total, part in zip(self._sum.split(_AT_ONCE), weights.split(_AT_ONCE), strict=True):
+            total.add_(part.double(), alpha=update.num_samples)
         self._samples += update.num_samples
         self._loss += update.loss * update.num_samples
 

@@ -179,12 +179,12 @@ def sort_replies(
 
 
 def _distance(weights: np.ndarray, reference: np.ndarray, runs: Iterable[tuple[int, int]]) -> float:
-    """Euclidean, in double precision: a square of a float32 may overflow."""
+    """Euclidean, summed in double precision: a square of a float32 may overflow."""
     squares, ours, theirs = 0.0, torch.from_dlpack(weights), torch.from_dlpack(reference)
     for start, end in runs:
         for first in range(start, end, _AT_ONCE):
             part = slice(first, min(first + _AT_ONCE, end))
-            squares += float((ours[part].double() - theirs[part]).square_().sum())
+            squares += float(torch.linalg.vector_norm(ours[part] - theirs[part], dtype=torch.float64)) ** 2
     return float(np.sqrt(squares))
 
 
