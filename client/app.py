@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.gaps import read_gaps
+from client.memory import use_huge_pages
 from client.normalisation import agreed_records
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
@@ -21,6 +22,8 @@ from federation.settings import RunFiles, RunSettings, SettingsError, from_run_c
 from federation.weights import layout_digest
 
 app = ClientApp()
+# Flower's process that answers loads this module and no command line.
+use_huge_pages()
 
 
 @app.query()
@@ -57,7 +60,7 @@ def _check_code(instruction: Instruction) -> None:
 def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
     _check_code(instruction)
     model = _network(settings.config())
-    if instruction.layout_digest != layout_digest(model):
+    if instruction.layout_digest != _layout(settings.config()):
         raise MessageError("the server's model has other tensors than this site's settings give; use the same settings")
     return model
 
@@ -66,6 +69,11 @@ def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
 def _network(config: DiProConfig) -> DiPro:
     """The network of a run, which every instruction fills with its weights: making one takes longer than that."""
     return DiPro(config)
+
+
+@lru_cache(maxsize=1)
+def _layout(config: DiProConfig) -> str:
+    return layout_digest(_network(config))
 
 
 def _site(context: Context, instruction: Instruction) -> Site:

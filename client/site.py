@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from client.personal import Personal
 from client.predictions import Predictions, write_predictions
 from client.records import SiteRecords
 from client.site_state import SiteState
-from client.statistics import label_counts, site_statistics
+from client.statistics import site_statistics
 from client.training import Scores, make_optimizer, place, predict
 from dipro_model import ClassWeights, DiPro
 from dipro_model.metrics import score
@@ -98,7 +98,7 @@ class Site:
             model,
             samples,
             make_optimizer(model, self.settings),
-            self._shifted_class_weights(),
+            self._class_weights(),
             before_step=correction.before_step(model, entries, received),
         )
         trained = flatten_weights(model)
@@ -128,14 +128,6 @@ class Site:
     def _class_weights(self) -> ClassWeights:
         """Those of all sites' labels together."""
         return self._agreed().class_weights(self.settings.training.class_weights).to(self.device)
-
-    def _shifted_class_weights(self) -> ClassWeights:
-        """The same with this site's shift of logits, where the settings ask for it: for training the common model."""
-        weights = self._class_weights()
-        if not self.settings.federation.logit_adjustment:
-            return weights
-        own = label_counts(self.records, self.settings.task)
-        return replace(weights, logit_shift=self._agreed().logit_shift(own).to(self.device))
 
     def evaluate(self, model: DiPro, instruction: Instruction) -> EvaluateReply:
         """Losses and metrics on the asked splits of the given weights, or of the site's personal model.

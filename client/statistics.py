@@ -200,11 +200,6 @@ def _categories(cohort: Cohort) -> dict[str, tuple[dict[str, int], list[int]]]:
     return found
 
 
-def label_counts(records: SiteRecords, task: Task) -> Mapping[str, tuple[int, ...]]:
-    """By output, the site's training labels of each class."""
-    return {output: counts for output, (counts, _) in _labels(records, task).items()}
-
-
 def _labels(records: SiteRecords, task: Task) -> Mapping[str, tuple[tuple[int, ...], list[int]]]:
     """By output, the site's training labels of each class and their patients."""
     if task is Task.DISEASE_PROGRESSION:

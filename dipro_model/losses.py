@@ -1,7 +1,7 @@
 """The objective: the task's loss and four terms that shape the image features, each a mean over what is real."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from dipro_model.batch import Batch
 from dipro_model.config import DiProConfig
 from dipro_model.output import Output
-from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, TASK_CLASSES, Task
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, Task
 
 Weighting = Literal["balanced", "published", "none"]
 """How labels that are rare in training weigh."""
@@ -28,13 +28,10 @@ class ClassWeights:
     mortality_positive: Float[Tensor, ""] | None = None
     """Weight of a death relative to a survival; None weighs both alike."""
 
-    logit_shift: Float[Tensor, "output class"] | None = None
-    """Added to the task's logits before its loss, as `logit_shift` computes it; None adds nothing."""
-
     def to(self, device: torch.device | str) -> "ClassWeights":
         """The same weights on another device."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return ClassWeights(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        move = [None if value is None else value.to(device) for value in (self.progression, self.mortality_positive)]
+        return ClassWeights(progression=move[0], mortality_positive=move[1])
 
 
 def class_weights_from_counts(
@@ -77,23 +74,6 @@ def _death_weight(weighting: Weighting, counts: Sequence[int]) -> Float[Tensor, 
     return torch.tensor(survivals / deaths if survivals and deaths else 1.0)
 
 
-def logit_shift(
-    task: Task, own: Sequence[Sequence[int]], pooled: Sequence[Sequence[int]]
-) -> Float[Tensor, "output class"]:
-    """log(own share of a class / its share in all), by output, from numbers of training labels [output][class].
-
-    Where sites differ in how frequent classes are but not in what patients of a class look like, logits that fit one
-    site's own frequencies with this shift added fit all sites' without it (logit adjustment: Menon et al., ICLR 2021;
-    at the sites of a federation: Zhang et al., ICML 2022). Each class counts one more than it does, so that a class
-    that a site lacks shifts by a finite amount. Mortality's single logit shifts by that of death less that of survival.
-    """
-    shape = (len(pooled), len(TASK_CLASSES[task]))
-    shares = [table + 1 for table in (_read_counts(f"{task} (own)", own, shape), _read_counts(task, pooled, shape))]
-    mine, everyone = [table / table.sum(dim=1, keepdim=True) for table in shares]
-    shift = (mine / everyone).log()
-    return (shift[:, 1:] - shift[:, :1] if task is Task.MORTALITY else shift).float()
-
-
 def _read_counts(name: str, counts: Sequence, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
     table = torch.as_tensor(counts, dtype=torch.float64)
     if tuple(table.shape) != shape or not bool((table >= 0).all()):
@@ -112,11 +92,9 @@ def objective(
     """
     if batch.label is None or batch.region_progression is None:
         raise ValueError("objective: expected a batch with label and region_progression, got one without labels")
-    shift = class_weights.logit_shift
-    logits = output.logits if shift is None else output.logits + shift.to(output.logits)
     parts = {
         **output.auxiliary,
-        "task": task_loss(logits, batch.label, config.task, class_weights),
+        "task": task_loss(output.logits, batch.label, config.task, class_weights),
         "dynamic": dynamic_loss(
             output.region_logits, batch.region_progression, output.pair_mask, class_weights.progression
         ),

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from torch import Tensor
-
-from dipro_model.losses import ClassWeights, Weighting, class_weights_from_counts, logit_shift
+from dipro_model.losses import ClassWeights, Weighting, class_weights_from_counts
 from dipro_model.vocabulary import TASK_CLASSES, Task
 from federation.site_statistics import (
     CATEGORIES,
@@ -89,11 +87,6 @@ class Agreement(JsonText):
             progression=table if self.task is Task.DISEASE_PROGRESSION else None,
             mortality=table[0] if self.task is Task.MORTALITY else None,
         )
-
-    def logit_shift(self, own: Mapping[str, Sequence[int]]) -> Tensor:
-        """float32 [output, class]: `dipro_model.losses.logit_shift` of a site's own counts and the agreed ones."""
-        outputs = label_outputs(self.task)
-        return logit_shift(self.task, [own[each] for each in outputs], [self._counts(each) for each in outputs])
 
     def _counts(self, output: str) -> list[int]:
         hidden = [site for site, items in self.withheld.items() if f"labels/{output}" in items]

@@ -277,7 +277,7 @@ def num_bytes(content: RecordDict) -> int:
 
 def _pack(weights: np.ndarray, control: np.ndarray) -> ArrayRecord:
     named = {_FLAT: weights, _CONTROL: control} if control.size else {_FLAT: weights}
-    return ArrayRecord({name: RawArray(each) for name, each in named.items()})
+    return raw_record(named)
 
 
 class RawArray(Array):
@@ -291,9 +291,21 @@ class RawArray(Array):
         self.values = values.astype(_TYPES[self.dtype], copy=False).view()
         self.values.flags.writeable = False
 
+    def numpy(self) -> np.ndarray:
+        """A copy, as Flower's own arrays give: some strategies write into it."""
+        return self.values.copy()
+
     @property
     def data(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.values.tobytes()
+
+
+def raw_record(named: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """A record of arrays that nobody may change from now on."""
+    record = ArrayRecord()
+    for name, values in named.items():
+        record[name] = RawArray(values)  # given all at once, they are made bytes of
+    return record
 
 
 def _array_bytes(array: Array) -> int:

@@ -177,8 +177,6 @@ class FederationSettings(Section):
     """Models of the last so many rounds that are kept beside the best and the last one."""
     num_sites: Annotated[int, Field(ge=1)] = 2
     """Sites that must be online before the first round."""
-    logit_adjustment: bool = False
-    """Train with logits shifted by how frequent the classes are at the site, where sites differ in just that."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the sites asked to train in a round, drawn anew for every round; never fewer than the quorum."""
     quorum: Literal["all"] | Annotated[int, Field(ge=1)] = "all"

@@ -29,7 +29,10 @@ def flatten_weights(model: nn.Module) -> np.ndarray:
 
 def check_weights(model: nn.Module, flat: np.ndarray) -> None:
     """Raises WeightsError where an array is not one-dimensional float32 of the model's size, or not finite."""
-    total = sum(tensor.numel() for tensor in _floating(model).values())
+    _check(flat, sum(tensor.numel() for tensor in _floating(model).values()))
+
+
+def _check(flat: np.ndarray, total: int) -> None:
     if flat.dtype != np.float32 or flat.shape != (total,):
         raise WeightsError(f"expected weights as float32 [{total}], found {flat.dtype} {list(flat.shape)}")
     if not np.isfinite(flat).all():
@@ -45,10 +48,11 @@ def unflatten_weights(model: nn.Module, flat: np.ndarray, *, keep_frozen: bool =
     `keep_frozen` leaves alone what is not trained: a mean over sites of equal weights differs from them in the last
     bit, and features that were computed with them would no longer fit.
     """
-    check_weights(model, flat)
+    tensors = _floating(model)
+    _check(flat, sum(tensor.numel() for tensor in tensors.values()))
     kept = _frozen(model) if keep_frozen else frozenset()
     start = 0
-    for name, tensor in _floating(model).items():
+    for name, tensor in tensors.items():
         if name not in kept:
             _fill(tensor.detach(), flat[start : start + tensor.numel()].reshape(tensor.shape))
         start += tensor.numel()

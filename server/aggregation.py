@@ -1,13 +1,11 @@
-"""The replies of one round on their way to the strategy: judged as they come, kept on disk or summed at once.
+"""The replies of one round on their way to the strategy: judged as they come, summed as soon as may be.
 
 Nothing here grows in memory with the number of sites, unless the strategy needs all replies side by side.
 """
 
-import hashlib
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -24,15 +22,19 @@ from server.arithmetic import (
     scaffold_control_step,
     site_moments,
 )
-from server.guards import Guard, Submission, outlying_norms
+from server.guards import Guard, Submission, outlying_norms, surely_ordinary
 from server.strategies import STRATEGIES
+from server.waiting import Waiting
+
+_WEIGHTS, _CONTROL = "weights", "control"
+_NOTHING = np.zeros(0, np.float32)
 
 
 class Replies:
     """The replies of a round that may be aggregated, in the order in which they were added.
 
-    With a norm guard every update's length must be known before any is judged: replies wait in files of `scratch`,
-    which end with the round. Without one, a strategy that needs the mean alone gets it from a running sum.
+    With a norm guard a reply waits until its update is known not to be far longer than the round's median, that is
+    until more than half of the sites have replied. A strategy that needs the mean alone then gets a running sum.
     """
 
     def __init__(
@@ -43,23 +45,25 @@ class Replies:
         entries: ModelEntries,
         control: np.ndarray,
         scratch: Path,
+        num_asked: int,
     ) -> None:
-        """`control` is SCAFFOLD's control variate of the server, float32 [parameter]; else empty."""
+        """`control` is SCAFFOLD's control variate of the server, float32 [parameter], else empty; replies may wait in
+        files of `scratch`; `num_asked` sites may reply."""
         self._guard, self._aggregator, self._strategy, self._entries = guard, aggregator, strategy, entries
         self._of_mean = STRATEGIES[aggregator.name].of_mean
-        self._folder = TemporaryDirectory(prefix=".replies_", dir=scratch) if strategy.norm_factor else None
+        self._waiting, self._num_asked = Waiting(scratch), num_asked
         self._updates: dict[str, SiteUpdate] = {}
+        """Of the replies that wait, without their weights."""
         self._norms: dict[str, dict[str, float]] = {}
         self._mean = RunningMean(guard.reference.size)
         self._moments: dict[str, Moments] = {}
-        self._control, self._changes = control, {}
+        self._control, self._changes = control, set[str]()
 
     def __enter__(self) -> "Replies":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._waiting.close()
 
     def add(self, reply: TrainReply) -> str | None:
         """Take a reply in, or say why it cannot be used."""
@@ -68,29 +72,29 @@ class Replies:
         problem = problem or self._other_control(reply)
         if problem is not None:
             return problem
-        self._norms[reply.site] = self._guard.norms(submission) if self._folder is not None else {}
-        update = SiteUpdate(
-            site=reply.site, num_samples=reply.num_samples, loss=reply.losses["total"], weights=reply.weights
+        self._norms[reply.site] = self._guard.norms(submission) if self._strategy.norm_factor else {}
+        self._updates[reply.site] = SiteUpdate(
+            site=reply.site, num_samples=reply.num_samples, loss=reply.losses["total"], weights=_NOTHING
         )
-        if self._folder is None and self._of_mean:
-            self._mean.add(update)
-        else:
-            self._updates[reply.site] = replace(update, weights=self._keep(reply.site, "weights", reply.weights))
+        self._waiting.keep(reply.site, _WEIGHTS, reply.weights)
         if self._strategy.recalibrate and self._entries.means.size:
             self._moments[reply.site] = site_moments(reply.weights, self._entries, reply.num_samples)
         if self._control.size:
-            self._changes[reply.site] = self._keep(reply.site, "control", reply.control_change)
+            self._changes.add(reply.site)
+            self._waiting.keep(reply.site, _CONTROL, reply.control_change)
+        if self._of_mean:
+            self._sum(surely_ordinary(self._norms, self._num_asked, self._strategy.norm_factor))
         return None
 
     def refuse_outliers(self) -> dict[str, str]:
         """Leave out updates far longer than the round's median; by site, why."""
-        if self._folder is None:
+        if not self._strategy.norm_factor:
             return {}
         reasons = outlying_norms(self._norms, self._strategy.norm_factor)
         for site in reasons:
             del self._updates[site]
             self._moments.pop(site, None)
-            self._changes.pop(site, None)
+            self._changes.discard(site)
         return reasons
 
     def aggregate(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,29 +102,33 @@ class Replies:
 
         Raises StrategyError where the strategy makes none.
         """
-        kept = (
-            replace(each, weights=self._read(site, "weights", each.weights)) for site, each in self._updates.items()
-        )
         if self._of_mean:
-            for update in kept:
-                self._mean.add(update)
+            self._sum(set(self._updates))
             updates = [self._mean.update()]
         else:
-            updates = list(kept)
+            updates = [self._whole(each) for each in self._updates.values()]
         weights = self._aggregator.aggregate(self._guard.server_round, self._guard.reference, updates)
         if self._moments:
             weights = recalibrated(weights, reduce(pooled_moments, self._moments.values()), self._entries)
         return weights, self._next_control()
 
+    def _sum(self, sites: set[str]) -> None:
+        """Let the replies of these sites that still wait go into the running sum."""
+        for site in [each for each in self._updates if each in sites]:
+            self._mean.add(self._whole(self._updates.pop(site)))
+
+    def _whole(self, update: SiteUpdate) -> SiteUpdate:
+        return replace(update, weights=self._waiting.take(update.site, _WEIGHTS))
+
     def _next_control(self) -> np.ndarray:
         if not self._control.size:
             return self._control
         everyone = sum(self._guard.num_samples.values())
-        changes = (
-            ControlChange(share=self._guard.num_samples[site] / everyone, change=self._read(site, "control", change))
-            for site, change in self._changes.items()
-        )
-        return scaffold_control_step(self._control, list(changes))
+        changes = [
+            ControlChange(share=self._guard.num_samples[site] / everyone, change=self._waiting.take(site, _CONTROL))
+            for site in sorted(self._changes)
+        ]
+        return scaffold_control_step(self._control, changes)
 
     def _other_control(self, reply: TrainReply) -> str | None:
         change = reply.control_change
@@ -129,22 +137,6 @@ class Replies:
         if not np.isfinite(change).all():
             return "expected a finite change of control variates, found entries that are not"
         return None
-
-    def _keep(self, site: str, name: str, values: np.ndarray) -> np.ndarray:
-        """Put an array into a file of the round and give nothing in its place; without files, give it back."""
-        if self._folder is None:
-            return values
-        np.save(self._file(site, name), values)
-        return np.zeros(0, values.dtype)  # a slice would keep the reply in memory
-
-    def _read(self, site: str, name: str, values: np.ndarray) -> np.ndarray:
-        """What `_keep` was given, for reading; it leaves memory with whoever reads it."""
-        return values if self._folder is None else np.load(self._file(site, name), mmap_mode="r")
-
-    def _file(self, site: str, name: str) -> Path:
-        assert self._folder is not None, "only a round with files asks for one"
-        # Sites' names are file names, as `client.records.SiteSpec` has it; a server must not rely on it.
-        return Path(self._folder.name) / f"{hashlib.sha256(site.encode()).hexdigest()[:16]}.{name}.npy"
 
 
 _AT_ONCE = 1 << 20

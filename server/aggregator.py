@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvgM, QFedAvg
 from flwr.serverapp.strategy.fedopt import FedOpt
 
-from federation.messages import ARRAYS, METRICS, TRAIN, WEIGHT_KEY
+from federation.messages import ARRAYS, METRICS, TRAIN, WEIGHT_KEY, raw_record
 from federation.selection import Entries
 from server.strategies import LOSS_KEY, STRATEGIES, Parameters, StrategyError, least_replies, make_strategy
 
@@ -127,7 +127,7 @@ class Aggregator:
             self.flower.configure_train(server_round, current, ConfigRecord(), cast(Grid, None))
 
     def _message(self, update: SiteUpdate, difference: np.ndarray) -> Message:
-        arrays = ArrayRecord({_FLAT: Array(difference)})
+        arrays = raw_record({_FLAT: difference})
         metrics = MetricRecord({WEIGHT_KEY: update.num_samples, LOSS_KEY: update.loss})
         return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), dst_node_id=_NOBODY, message_type=TRAIN)
 

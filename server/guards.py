@@ -155,6 +155,19 @@ def outlying_norms(norms: Mapping[str, Mapping[str, float]], factor: float) -> d
     return reasons
 
 
+def surely_ordinary(norms: Mapping[str, Mapping[str, float]], num_sites: int, factor: float) -> set[str]:
+    """Sites that `outlying_norms` will accept whatever else comes: of `num_sites` replies `norms` holds those so far.
+
+    The median can fall no lower than to where it would be if all that are missing had changed nothing.
+    """
+    missing = [0.0] * (num_sites - len(norms))
+    sure = set(norms)
+    for group in next(iter(norms.values()), {}):
+        least = float(np.median([*(each[group] for each in norms.values()), *missing]))
+        sure -= {site for site, each in norms.items() if each[group] > factor * least}
+    return sure
+
+
 def sort_replies(
     replies: Sequence[Submission], guard: Guard, *, norm_factor: float | None = 10.0
 ) -> tuple[list[Submission], list[Refusal]]:

@@ -62,7 +62,7 @@ class Rounds:
         """Replies may wait in `folder`. Raises StrategyError for a strategy that these sites cannot serve."""
         self._federation, self._model, self._folder = federation, model, folder
         self._settings = federation.settings
-        self._entries = model_entries(model)
+        self._entries, self._layout = model_entries(model), layout_digest(model)
         self._aggregator = make_aggregator(self._settings, self._entries)
         self._broadcast = Broadcast(codec=codec_of(self._settings.communication, lambda: self._entries))
         self._broadcast.publish(flatten_weights(model))
@@ -160,14 +160,22 @@ class Rounds:
         guard = Guard(
             server_round=number,
             code_digest=code_digest(),
-            layout_digest=layout_digest(self._model),
+            layout_digest=self._layout,
             agreement_digest=federation.agreement.digest,
             num_samples={site: joined.num_samples[SPLITS[0]] for site, joined in federation.joined.items()},
             reference=self._broadcast.weights,
             groups=norm_groups(self._entries),
             variances=self._entries.variances,
         )
-        return Replies(guard, self._aggregator, self._settings.strategy, self._entries, self._control, self._folder)
+        return Replies(
+            guard,
+            self._aggregator,
+            self._settings.strategy,
+            self._entries,
+            self._control,
+            self._folder,
+            self._settings.federation.sites_a_round,
+        )
 
     def _ask(
         self,
@@ -189,7 +197,7 @@ class Rounds:
                 instruction = Instruction(
                     server_round=number,
                     code_digest=code_digest(),
-                    layout_digest=layout_digest(self._model),
+                    layout_digest=self._layout,
                     weights=parcel.weights,
                     version=parcel.version,
                     base=parcel.base,

@@ -1,8 +1,13 @@
-"""Memory that one batch leaves to the next."""
+"""Memory that one batch leaves to the next, and huge pages."""
 
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -27,6 +32,25 @@ def _page_faults(make: Callable[..., Tensor]) -> int:
 
 def test_filling_a_second_batch_takes_no_new_pages() -> None:
     assert _page_faults(BatchMemory().empty) < 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages of this kind are Linux's")
+def test_large_tensors_lie_in_huge_pages() -> None:
+    """Counted in a process of its own, because torch decides at its first tensor."""
+
+    def page_faults(call: str) -> int:
+        code = (
+            f"import resource; from client.memory import use_huge_pages; {call}; import torch; torch.ones(1); "
+            "count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; before = count(); "
+            "torch.ones(25_000_000); print(count() - before)"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        return int(done.stdout)
+
+    if "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this system gives huge pages to everybody or to nobody")
+    assert page_faults("use_huge_pages()") < 1000 < page_faults("pass")
 
 
 def test_tensors_in_use_share_no_memory() -> None:

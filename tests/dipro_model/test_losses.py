@@ -11,7 +11,6 @@ from torch import Tensor
 from dipro_model import ClassWeights, DiPro, DiProConfig, Stay, class_weights_from_counts, collate, objective
 from dipro_model.losses import (
     dynamic_loss,
-    logit_shift,
     orthogonal_loss,
     progression_loss,
     static_loss,
@@ -175,55 +174,6 @@ def test_wrong_counts_are_named(counts: dict, message: str) -> None:
 def test_an_unknown_weighting_is_refused() -> None:
     with pytest.raises(ValueError, match="balanced, published or none"):
         class_weights_from_counts("inverse", mortality=(1, 1))
-
-
-@pytest.mark.parametrize(
-    ("task", "own", "pooled"),
-    [
-        (Task.MORTALITY, [[900, 100]], [[4000, 1000]]),
-        (Task.LENGTH_OF_STAY, [[10, 500, 400, 90]], [[2000, 1000, 1500, 1500]]),
-        (Task.DISEASE_PROGRESSION, [[600, 300, 100]] * 7, [[1000, 2000, 3000]] * 7),
-    ],
-)
-def test_shifted_logits_of_all_patients_give_a_site_its_own_probabilities(task: Task, own: list, pooled: list) -> None:
-    """By Bayes, from what patients of each class look like (three looks), the same at the site and everywhere."""
-    num_classes = len(own[0])
-    looks = normal(num_classes, 3, seed=11).softmax(dim=1)
-
-    def log_posterior(counts: list[int]) -> Tensor:
-        joint = torch.tensor(counts, dtype=torch.float64)[:, None] * looks
-        return (joint / joint.sum(dim=0)).log().T
-
-    for output, shift in enumerate(logit_shift(task, own, pooled).double()):
-        expected, everyone = log_posterior(own[output]).exp(), log_posterior(pooled[output])
-        if task is Task.MORTALITY:
-            found = (everyone[:, 1] - everyone[:, 0] + shift[0]).sigmoid()
-            torch.testing.assert_close(found, expected[:, 1], atol=5e-3, rtol=0)
-        else:
-            torch.testing.assert_close((everyone + shift).softmax(dim=1), expected, atol=5e-3, rtol=0)
-
-
-def test_a_class_that_a_site_lacks_shifts_by_a_finite_amount() -> None:
-    shift = logit_shift(Task.MORTALITY, [[99, 0]], [[299, 99]])
-    # (1 / 101) / (100 / 400), less (100 / 101) / (300 / 400).
-    assert shift.item() == pytest.approx(math.log((1 / 101) / (100 / 400)) - math.log((100 / 101) / (300 / 400)))
-    assert logit_shift(Task.MORTALITY, [[0, 0]], [[5, 5]]).item() == 0.0
-    with pytest.raises(ValueError, match="own"):
-        logit_shift(Task.MORTALITY, [[1, 2, 3]], [[5, 5]])
-
-
-def test_the_objective_shifts_the_logits_of_the_task_alone(
-    make_model: Callable[..., DiPro], make_stay: Callable[..., Stay]
-) -> None:
-    model, batch = make_model(Task.MORTALITY), collate([make_stay(seed=1), make_stay(frames=2, seed=2)])
-    output = model(batch)
-    _, plain = objective(output, batch, model.config, ClassWeights())
-    _, shifted = objective(output, batch, model.config, ClassWeights(logit_shift=torch.tensor([[1.5]])))
-    chances = (output.logits.flatten() + 1.5).sigmoid().tolist()
-    labels = batch.label.tolist()
-    loss = -sum(math.log(p if label else 1 - p) for p, label in zip(chances, labels, strict=True)) / len(labels)
-    assert shifted["task"].item() == pytest.approx(loss, rel=1e-6)
-    assert all(shifted[name].item() == plain[name].item() for name in plain if name != "task")
 
 
 def test_total_is_the_weighted_sum_of_the_parts(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from federation.initial import initial_model
 from federation.selection import Entries, model_entries
-from server.guards import Guard, Refusal, Submission, norm_groups, outlying_norms, sort_replies
+from server.guards import Guard, Refusal, Submission, norm_groups, outlying_norms, sort_replies, surely_ordinary
 from tests.small_run import small_settings
 
 SIZE = 12
@@ -184,6 +184,28 @@ def test_fewer_than_half_cannot_move_the_median_beyond_honest_norms(honest: list
         assert (site in refused) == (0 < factor * middle < each["update"])
     if min(honest) > 0 and max(honest) < factor * min(honest):
         assert not any(site.startswith("honest") for site in refused)
+
+
+LENGTHS = st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 100), st.booleans()), min_size=1, max_size=9)
+
+
+@given(LENGTHS, st.integers(0, 9), st.floats(1, 20))
+@settings(deadline=None, derandomize=True, max_examples=300)
+def test_what_is_surely_ordinary_is_accepted_whatever_comes_later(lengths: list, first: int, factor: float) -> None:
+    norms = {f"site {n}": {"parameters": a, "statistics": b} for n, (a, b, _) in enumerate(lengths)}
+    early = dict(list(norms.items())[:first])
+    sure = surely_ordinary(early, len(norms), factor)
+    arrived = {site: each for (site, each), (_, _, comes) in zip(norms.items(), lengths, strict=True) if comes}
+    assert not sure & set(outlying_norms(early | arrived, factor))
+    if len(early) == len(norms):
+        assert set(norms) - sure >= set(outlying_norms(norms, factor))
+
+
+def test_more_than_half_of_like_replies_are_sure() -> None:
+    norms = {f"site {number}": {"update": 1.0 + number} for number in range(4)}
+    assert surely_ordinary(norms, 7, 10.0) == set(norms)
+    assert surely_ordinary(norms, 9, 10.0) == set()
+    assert surely_ordinary({**norms, "long": {"update": 50.0}}, 7, 10.0) == set(norms)
 
 
 def test_a_factor_below_one_would_refuse_the_median_itself() -> None:
