@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -85,6 +86,7 @@ class Site:
         """
         start = time.monotonic()
         require_trainable(self.samples("train"))
+        _held.pop(model, None)
         model, entries = place(model, self.device, self.settings), model_entries(model)
         codec, state = codec_of(self.settings.communication, lambda: entries), self._state(instruction)
         received = received_weights(instruction, state, codec)
@@ -143,11 +145,15 @@ class Site:
         codec = codec_of(self.settings.communication, lambda: model_entries(model))
         received = received_weights(instruction, state, codec)
         personal = Personal(settings=self.settings, state=state)
-        unflatten_weights(model, received)
+        version = (instruction.run, instruction.version)
+        if not instruction.run or _held.pop(model, None) != version:
+            unflatten_weights(model, received)
         samples = self.samples("train", model)
         scored = personal.scored(model, instruction, received, samples, factors)
         if scored is not received:
             unflatten_weights(model, scored)
+        elif personal.method == "none":
+            _held[model] = version
         results = score_splits(model, [self.records], self.settings, factors, instruction.splits)
         counted = [] if instruction.final else results
         if self.folder is not None:
@@ -166,6 +172,10 @@ class Site:
         patients = np.array([subject for _, subject in samples.patients])
         return summarise(samples.task, scores.labels, scores.probabilities, patients=patients, minimum_cell=minimum)
 
+
+_held: WeakKeyDictionary[DiPro, tuple[str, int]] = WeakKeyDictionary()
+"""Run and version of the common model that a network holds, so that sites of one process that score it one after the
+other do not each fill it again; whoever changes the network takes it out."""
 
 CHOSEN = "chosen"
 """Folder, in a site's folder, of its own predictions of the model that the run ends with."""

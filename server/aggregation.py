@@ -3,6 +3,7 @@
 Nothing here grows in memory with the number of sites, unless the strategy needs all replies side by side.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -140,7 +141,11 @@ class Replies:
 
 
 _AT_ONCE = 1 << 20
-"""Entries that are added together."""
+"""Entries that are added together: torch is slow where two precisions meet, and a copy of all fits no cache."""
+
+
+def _parts(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    return zip(*(each.split(_AT_ONCE) for each in tensors), strict=True)
 
 
 class RunningMean:
@@ -154,9 +159,7 @@ class RunningMean:
     def add(self, update: SiteUpdate) -> None:
         if self._sum is None:
             self._sum = torch.zeros(self._size, dtype=torch.float64)
-        weights = torch.from_dlpack(update.weights)
-        # Part by part: torch adds numbers of two precisions slowly, and a double copy of all would not fit a cache.
-        for total, part in zip(self._sum.split(_AT_ONCE), weights.split(_AT_ONCE), strict=True):
+        for total, part in _parts(self._sum, torch.from_dlpack(update.weights)):
             total.add_(part.double(), alpha=update.num_samples)
         self._samples += update.num_samples
         self._loss += update.loss * update.num_samples
@@ -165,7 +168,8 @@ class RunningMean:
         """The mean as the update of one site with all samples."""
         assert self._sum is not None, "a round without replies was refused before"
         weights = torch.empty(self._size)
-        torch.div(self._sum, self._samples, out=weights)
+        for part, total in _parts(weights, self._sum):
+            part.copy_(total / self._samples)
         return SiteUpdate(
             site="all sites", num_samples=self._samples, loss=self._loss / self._samples, weights=weights.numpy()
         )

@@ -51,6 +51,25 @@ def _last(folder: Path) -> np.ndarray:
     return flatten_weights(load_checkpoint(folder / "checkpoints" / "last.pt")[0])
 
 
+def test_sites_of_one_process_fill_the_network_once_to_score_it(
+    tmp_path: Path, cohorts: list[Path], monkeypatch
+) -> None:
+    filled: list[np.ndarray] = []
+
+    def watched(model, weights):
+        filled.append(weights.copy())
+        unflatten_weights(model, weights)
+
+    monkeypatch.setattr("client.site.unflatten_weights", watched)
+    _run(tmp_path, cohorts)
+    # Two rounds: each site to train, the first to score; at the end once more if another round's model was chosen.
+    assert len(filled) in (6, 7)
+    assert (filled[0] == filled[1]).all()
+    assert not (filled[1] == filled[2]).all()
+    assert (filled[2] == filled[3]).all()
+    assert (filled[5] == _last(tmp_path)).all()
+
+
 def test_steps_and_seconds_end_a_rounds_work(tmp_path: Path, cohorts: list[Path], monkeypatch) -> None:
     works: list[LocalWork] = []
     begun = LocalWork.__dict__["run"]
