@@ -24,11 +24,11 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from client.cohort import open_cohort
 from client.dataset import SampleSet
-from client.memory import batch_memory
 from client.prepare.regions import crop_regions, radiograph_path
 from client.records import SiteRecords, SiteSpec, shrink
 from dipro_model import Batch, collate
 from dipro_model.vocabulary import SPLITS, Task
+from federation.memory import tensor_memory
 from federation.settings import load_settings
 
 PIXELS = (224, 64)
@@ -65,7 +65,7 @@ def loader(records: SiteRecords, task: Task) -> DataLoader[Batch]:
     """All samples of a task in batches of the published size."""
     samples = ConcatDataset([SampleSet([records], task, split) for split in SPLITS])
     size = load_settings(overrides=[f"task={task}"]).training.samples_per_batch(task)
-    return DataLoader(samples, batch_size=size, collate_fn=partial(collate, empty=batch_memory.empty))
+    return DataLoader(samples, batch_size=size, collate_fn=partial(collate, empty=tensor_memory.empty))
 
 
 def epoch(cohort: Path, radiographs: Path, task: Task, pixels: int, way: str) -> dict[str, Any]:

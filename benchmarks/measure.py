@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.memory import use_huge_pages
-
 RESULTS = Path(__file__).parent / "results"
 
 Repeated = TypeVar("Repeated")
@@ -44,8 +42,6 @@ def in_new_process(function: Callable[..., dict[str, Any]], *arguments: object, 
 
 def _run(sender, function: Callable[..., dict[str, Any]], arguments: tuple[object, ...]) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
-    # As `dipro-fed` does.
-    use_huge_pages()
     result = function(*arguments)
     # Linux counts the peak in KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

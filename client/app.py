@@ -9,7 +9,6 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.gaps import read_gaps
-from client.memory import use_huge_pages
 from client.normalisation import agreed_records
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
@@ -22,8 +21,6 @@ from federation.settings import RunFiles, RunSettings, SettingsError, from_run_c
 from federation.weights import layout_digest
 
 app = ClientApp()
-# Flower's process that answers loads this module and no command line.
-use_huge_pages()
 
 
 @app.query()

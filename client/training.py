@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from client.dataset import SampleSet
-from client.memory import batch_memory
 from dipro_model import Batch, ClassWeights, DiPro, class_weights_from_counts, collate, objective
 from dipro_model.vocabulary import Task
+from federation.memory import tensor_memory
 from federation.seeds import derive_seed
 from federation.settings import RunSettings
 
@@ -198,8 +198,15 @@ def place(model: DiPro, device: torch.device, settings: RunSettings) -> DiPro:
             f"{pixels}; use larger crops, or training.precision=fp32"
         )
     model.backbone.execute(settings.training.execution())
-    # Documented, but torch's annotations lack this form.
-    return model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if not all(_lies(each, device) for each in model.parameters()):
+        # Documented, but torch's annotations lack this form.
+        model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model
+
+
+def _lies(parameter: Tensor, device: torch.device) -> bool:
+    in_order = parameter.ndim != 4 or parameter.is_contiguous(memory_format=torch.channels_last)
+    return parameter.device == device and in_order
 
 
 def _begin_epoch(model: DiPro, settings: RunSettings, seed: int) -> None:
@@ -246,7 +253,7 @@ def _loader(
         samples,
         batch_size=settings.training.samples_per_batch(settings.task),
         sampler=order,
-        collate_fn=partial(collate, empty=batch_memory.empty),
+        collate_fn=partial(collate, empty=tensor_memory.empty),
         num_workers=settings.training.loader_workers,
         pin_memory=device.type == "cuda",
         # A generator of its own: the loader otherwise draws a number from the global state that dropout uses.

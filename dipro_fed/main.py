@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from client.memory import use_huge_pages
 from dipro_fed.compare import compare
 from dipro_fed.demo import demo
 from dipro_fed.evaluate import evaluate
@@ -58,7 +57,6 @@ app.command()(demo)
 def run() -> None:
     """Run the command line; an error meant for people is one paragraph on stderr and exit status 1."""
     _tell_what_takes_long()
-    use_huge_pages()
     try:
         app()
     except (ValueError, OSError) as error:

@@ -1,7 +1,7 @@
 """Which entries of a model's flat array are trained, are batch norm, or are its running statistics."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -130,17 +130,17 @@ class ModelEntries:
 
 def model_entries(model: nn.Module) -> ModelEntries:
     """The entries of `flatten_weights(model)` by what they are."""
-    names, frozen = list(_floating(model)), _frozen(model)
+    sizes, frozen = {name: tensor.numel() for name, tensor in _floating(model).items()}, _frozen(model)
     gradients = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     inside = {f"{norm}." if norm else "" for norm in norms}
-    batch_norm = {name for name in names if name.removesuffix(name.rpartition(".")[2]) in inside}
+    batch_norm = {name for name in sizes if name.removesuffix(name.rpartition(".")[2]) in inside}
     return ModelEntries(
-        trained=_entries(model, set(names) - frozen),
-        parameters=_entries(model, gradients),
-        means=_entries(model, {name for name in batch_norm if name.endswith("running_mean")}),
-        variances=_entries(model, {name for name in batch_norm if name.endswith("running_var")}),
-        batch_norm=_entries(model, batch_norm),
+        trained=_entries(sizes, set(sizes) - frozen),
+        parameters=_entries(sizes, gradients),
+        means=_entries(sizes, {name for name in batch_norm if name.endswith("running_mean")}),
+        variances=_entries(sizes, {name for name in batch_norm if name.endswith("running_var")}),
+        batch_norm=_entries(sizes, batch_norm),
     )
 
 
@@ -149,11 +149,11 @@ def trainable_mask(model: nn.Module) -> np.ndarray:
     return model_entries(model).trained.mask()
 
 
-def _entries(model: nn.Module, names: set[str]) -> Entries:
+def _entries(sizes: Mapping[str, int], names: set[str]) -> Entries:
     runs: list[tuple[int, int]] = []
     start = 0
-    for name, tensor in _floating(model).items():
-        end = start + tensor.numel()
+    for name, size in sizes.items():
+        end = start + size
         if name in names and start < end:
             touches = runs and runs[-1][1] == start
             runs[-1:] = [(runs[-1][0], end)] if touches else [*runs[-1:], (start, end)]

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from federation.memory import tensor_memory
+
 
 class WeightsError(ValueError):
     """Weights that do not belong to this model; says how they differ."""
@@ -19,7 +21,7 @@ class WeightsError(ValueError):
 def flatten_weights(model: nn.Module) -> np.ndarray:
     """float32 [number]: all floating tensors of the state dict one behind the other."""
     tensors = list(_floating(model).values())
-    flat, start = torch.empty(sum(tensor.numel() for tensor in tensors)), 0
+    flat, start = tensor_memory.empty([sum(tensor.numel() for tensor in tensors)], torch.float32), 0
     for tensor in tensors:
         # One copy, by all threads, whatever the memory order, type and device of the tensor.
         flat[start : start + tensor.numel()].view(tensor.shape).copy_(tensor.detach())

@@ -159,8 +159,9 @@ class RunningMean:
     def add(self, update: SiteUpdate) -> None:
         if self._sum is None:
             self._sum = torch.zeros(self._size, dtype=torch.float64)
+        buffer = torch.empty(min(self._size, _AT_ONCE), dtype=torch.float64)
         for total, part in _parts(self._sum, torch.from_dlpack(update.weights)):
-            total.add_(part.double(), alpha=update.num_samples)
+            total.add_(buffer[: len(part)].copy_(part), alpha=update.num_samples)
         self._samples += update.num_samples
         self._loss += update.loss * update.num_samples
 

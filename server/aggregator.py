@@ -62,10 +62,11 @@ class Aggregator:
         through = self._through(reference.size)
         self._begin(server_round, through.size)
         before = through.take(reference)
-        step = self._step(server_round, [self._message(each, through.take(each.weights) - before) for each in updates])
-        weights = reference.copy()
+        messages = [self._message(each, _less(through.take(each.weights), before)) for each in updates]
         # FedAdam and QFedAvg return double precision.
-        through.put(weights, (before + step).astype(np.float32))
+        after = before + self._step(server_round, messages)
+        weights = reference.copy()
+        through.put(weights, after.astype(np.float32, copy=False))
         if self._statistics is not None:
             self._statistics.put(weights, self._middle([(self._statistics.take(e.weights), e) for e in updates]))
         if not np.isfinite(weights).all():
@@ -146,3 +147,8 @@ class Aggregator:
         if STRATEGIES[self.name].robust:
             return np.median(stacked, axis=0)
         return np.average(stacked, axis=0, weights=[update.num_samples for _, update in values])
+
+
+def _less(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The difference, in the place of `values`: new arrays of a large model cost as much as the arithmetic."""
+    return np.subtract(values, others, out=values)

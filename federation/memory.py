@@ -1,7 +1,6 @@
-"""Memory of tensors: in huge pages, and left by one batch to the next."""
+"""Memory that one large tensor leaves to the next."""
 
 import math
-import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def use_huge_pages() -> None:
-    """Let torch ask Linux for huge pages for tensors of 2 MB and more, here and in processes started from here.
-
-    A weight array of 124 MB is then written in a quarter of the time, and large tensors leave no gaps between small
-    ones (docs/benchmarks.md). Torch reads this at its first tensor; elsewhere than on Linux it changes nothing.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @dataclass(eq=False)
@@ -32,12 +22,12 @@ class _Block:
         return self.user() is None
 
 
-class BatchMemory:
-    """Makes tensors, in memory that an earlier batch no longer needs where there is some.
+class TensorMemory:
+    """Makes tensors, in memory that an earlier one no longer needs where there is some.
 
-    A batch of crops takes some ten megabytes. Given back to the system each time, filling the next batch is mostly the
-    system handing out zeroed pages again (docs/benchmarks.md, "Loading"). What is kept is no more than the largest
-    batches that ever lived at the same time.
+    A batch of crops takes some ten megabytes, the weights of a model a hundred. Given back to the system each time,
+    filling the next one is mostly the system handing out zeroed pages again (docs/benchmarks.md, "Loading"). What is
+    kept is no more than the largest tensors that ever lived at the same time.
     """
 
     def __init__(self) -> None:
@@ -57,5 +47,5 @@ class BatchMemory:
         return torch.from_numpy(part).view(dtype).view(tuple(shape))
 
 
-batch_memory = BatchMemory()
-"""Of this process. Processes that read ahead for it have their own."""
+tensor_memory = TensorMemory()
+"""Of this process. Processes that it starts have their own."""
