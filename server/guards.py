@@ -1,11 +1,10 @@
 """What a reply must be before it is aggregated; one that is not is refused by name and reason, the rest go on.
 
 Two steps, so that replies can be judged as they come: `Guard.problem` looks at one reply by itself, `outlying_norms` at
-the sizes of a whole round's updates. `sort_replies` does both to a round that lies in memory. docs/strategies.md says
-what each guard can and cannot see.
+the sizes of a whole round's updates. docs/strategies.md says what each guard can and cannot see.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,15 +39,6 @@ class Submission:
     """Names of the arrays in the reply."""
     weights: np.ndarray
     """The decoded weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """A reply that is not used."""
-
-    site: str
-    reason: str
-    """What was expected and what came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,29 +156,6 @@ def surely_ordinary(norms: Mapping[str, Mapping[str, float]], num_sites: int, fa
         least = float(np.median([*(each[group] for each in norms.values()), *missing]))
         sure -= {site for site, each in norms.items() if each[group] > factor * least}
     return sure
-
-
-def sort_replies(
-    replies: Sequence[Submission], guard: Guard, *, norm_factor: float | None = 10.0
-) -> tuple[list[Submission], list[Refusal]]:
-    """The replies that can be aggregated, in their order, and the others with their reasons.
-
-    Of several replies of a site the first that passes counts. `norm_factor` None leaves the norms alone.
-    """
-    accepted: dict[str, Submission] = {}
-    refused: list[Refusal] = []
-    for reply in replies:
-        reason = guard.problem(reply, accepted)
-        if reason is None:
-            accepted[reply.site] = reply
-        else:
-            refused.append(Refusal(site=reply.site, reason=reason))
-    if norm_factor is not None:
-        norms = {site: guard.norms(reply) for site, reply in accepted.items()}
-        for site, reason in outlying_norms(norms, norm_factor).items():
-            del accepted[site]
-            refused.append(Refusal(site=site, reason=reason))
-    return list(accepted.values()), refused
 
 
 def _distance(weights: np.ndarray, reference: np.ndarray, runs: Iterable[tuple[int, int]]) -> float:

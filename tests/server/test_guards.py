@@ -1,6 +1,7 @@
 """Each guard refuses its own fault by name and reason; the other replies of the round go on."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,41 @@ from hypothesis import strategies as st
 
 from federation.initial import initial_model
 from federation.selection import Entries, model_entries
-from server.guards import Guard, Refusal, Submission, norm_groups, outlying_norms, sort_replies, surely_ordinary
+from server.guards import Guard, Submission, norm_groups, outlying_norms, surely_ordinary
 from tests.small_run import small_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A reply that is not used."""
+
+    site: str
+    reason: str
+    """What was expected and what came."""
+
+
+def sort_replies(
+    replies: Sequence[Submission], guard: Guard, *, norm_factor: float | None = 10.0
+) -> tuple[list[Submission], list[Refusal]]:
+    """The replies that can be aggregated, in their order, and the others with their reasons.
+
+    Of several replies of a site the first that passes counts. `norm_factor` None leaves the norms alone.
+    """
+    accepted: dict[str, Submission] = {}
+    refused: list[Refusal] = []
+    for reply in replies:
+        reason = guard.problem(reply, accepted)
+        if reason is None:
+            accepted[reply.site] = reply
+        else:
+            refused.append(Refusal(site=reply.site, reason=reason))
+    if norm_factor is not None:
+        norms = {site: guard.norms(reply) for site, reply in accepted.items()}
+        for site, reason in outlying_norms(norms, norm_factor).items():
+            del accepted[site]
+            refused.append(Refusal(site=site, reason=reason))
+    return list(accepted.values()), refused
+
 
 SIZE = 12
 REFERENCE = np.linspace(-1, 1, SIZE, dtype=np.float32)
