@@ -14,6 +14,7 @@ from dipro_fed.partition import partition
 from dipro_fed.pictures import pictures
 from dipro_fed.predict import predict
 from dipro_fed.prepare import prepare
+from dipro_fed.provision import provision, request
 from dipro_fed.settings import settings
 from dipro_fed.simulate import simulate
 from dipro_fed.stay import stay
@@ -52,6 +53,10 @@ app.command()(stay)
 app.command()(inspect)
 app.command()(settings)
 app.command()(demo)
+app.command()(provision)
+site = typer.Typer(help="What a hospital does.", no_args_is_help=True)
+site.command()(request)
+app.add_typer(site, name="site")
 
 
 def run() -> None:

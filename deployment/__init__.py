@@ -1,0 +1,1 @@
+"""How a federation gets onto real machines: its authority, the kits of its server and sites, its proxy."""
