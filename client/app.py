@@ -1,6 +1,7 @@
 """The hospital's Flower app: opens the site's own cohort and answers join, train and evaluate."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -15,8 +16,19 @@ from client.site import Site
 from client.training import choose_device
 from dipro_model import DiPro, DiProConfig
 from federation.agreement import Agreement
+from federation.audit import AUDIT, AuditLog
 from federation.code_digest import code_digest
-from federation.messages import Instruction, MessageError
+from federation.messages import (
+    EVALUATE,
+    JOIN,
+    TRAIN,
+    EvaluateReply,
+    Instruction,
+    JoinReply,
+    MessageError,
+    TrainReply,
+    described,
+)
 from federation.settings import RunFiles, RunSettings, SettingsError, from_run_config
 from federation.weights import layout_digest
 
@@ -25,25 +37,40 @@ app = ClientApp()
 
 @app.query()
 def join(message: Message, context: Context) -> Message:
-    instruction = Instruction.parse(message)
-    _check_code(instruction)
-    return Message(_site(context, instruction).join(instruction.salt).record(), reply_to=message)
+    return _answer(message, context, JOIN, lambda site, instruction: site.join(instruction.salt))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    instruction = Instruction.parse(message)
-    site = _site(context, instruction)
-    model = _model(instruction, site.settings)
-    return Message(site.train(model, instruction).record(), reply_to=message)
+    return _answer(message, context, TRAIN, lambda site, asked: site.train(_model(asked, site.settings), asked))
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
+    return _answer(message, context, EVALUATE, lambda site, asked: site.evaluate(_model(asked, site.settings), asked))
+
+
+def _answer(
+    message: Message,
+    context: Context,
+    what: str,
+    work: Callable[[Site, Instruction], JoinReply | TrainReply | EvaluateReply],
+) -> Message:
+    """Do what was asked, and write into the site's audit log what leaves it, or why nothing does."""
     instruction = Instruction.parse(message)
     site = _site(context, instruction)
-    model = _model(instruction, site.settings)
-    return Message(site.evaluate(model, instruction).record(), reply_to=message)
+    asked = {"asked": what, "run": instruction.run, "round": instruction.server_round}
+    log = None if site.folder is None else AuditLog(path=site.folder / AUDIT)
+    try:
+        _check_code(instruction)
+        content = work(site, instruction).record()
+    except Exception as error:
+        if log is not None:
+            log.write("refused", **asked, reason=f"{type(error).__name__}: {error}")
+        raise
+    if log is not None:
+        log.write("left", **asked, code=instruction.code_digest, **described(content))
+    return Message(content, reply_to=message)
 
 
 def _check_code(instruction: Instruction) -> None:
@@ -55,7 +82,6 @@ def _check_code(instruction: Instruction) -> None:
 
 
 def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
-    _check_code(instruction)
     model = _network(settings.config())
     if instruction.layout_digest != _layout(settings.config()):
         raise MessageError("the server's model has other tensors than this site's settings give; use the same settings")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dipro_fed.audit import verify
 from dipro_fed.compare import compare
 from dipro_fed.demo import demo
 from dipro_fed.evaluate import evaluate
@@ -54,6 +55,9 @@ app.command()(inspect)
 app.command()(settings)
 app.command()(demo)
 app.command()(provision)
+audit = typer.Typer(help="What was written down of runs.", no_args_is_help=True)
+audit.command()(verify)
+app.add_typer(audit, name="audit")
 site = typer.Typer(help="What a hospital does.", no_args_is_help=True)
 site.command()(request)
 app.add_typer(site, name="site")

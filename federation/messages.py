@@ -267,6 +267,20 @@ def _split_result(split: str, values: Mapping[str, float | None]) -> SplitResult
     )
 
 
+def described(content: RecordDict) -> dict[str, object]:
+    """What a message holds, for an audit log: arrays by type, shape and bytes, the names of numbers and texts."""
+    arrays = {
+        name: {"type": array.dtype, "shape": list(array.shape), "bytes": _array_bytes(array)}
+        for record in content.array_records.values()
+        for name, array in record.items()
+    }
+    numbers = sorted(name for record in content.metric_records.values() for name in record)
+    texts = {
+        name: len(str(value).encode()) for record in content.config_records.values() for name, value in record.items()
+    }
+    return {"arrays": arrays, "numbers": numbers, "text_bytes": texts, "bytes": num_bytes(content)}
+
+
 def num_bytes(content: RecordDict) -> int:
     """Bytes of what a message says: arrays, numbers and texts, without Flower's frame around them."""
     arrays = sum(_array_bytes(array) for record in content.array_records.values() for array in record.values())

@@ -1,6 +1,7 @@
 """The coordinator's Flower app: runs the rounds and keeps the run's folder."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from dipro_model.vocabulary import SPLITS
+from federation.audit import AUDIT, AuditError, AuditLog
+from federation.code_digest import code_digest
 from federation.initial import initial_model
 from federation.messages import EvaluateReply
 from federation.pooled import PooledMetric, combine, pooled_metrics
@@ -31,7 +34,13 @@ def main(grid: Grid, context: Context) -> None:
 
 def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Callable[[], None] = lambda: None) -> None:
     """Run the federation and leave a run folder; a failure after the sites joined is recorded there, and raised."""
-    federation = join_sites(grid, settings)
+    audit = AuditLog(path=folder / AUDIT)
+    audit.write("run began", code=code_digest(), settings=settings.model_dump(mode="json"))
+    try:
+        federation = join_sites(grid, settings, audit)
+    except BaseException as error:
+        _audit_failure(audit, error)
+        raise
     names, agreement, traffic = list(federation.joined), federation.agreement, federation.exchange.traffic
     record = new_record(settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names)
     writer = RunWriter(folder, record, agreement=agreement.to_json())
@@ -48,6 +57,8 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         )
         pooled = pooled_validation(finished.evaluated)
         monitor.watch(finished, pooled)
+        for site, reason in sorted(finished.refused.items()):
+            audit.write("refused", round=finished.number, site=site, reason=reason.removeprefix(": ").strip())
         writer.note(refused=refused, monitored=monitor.words, traffic=_noted(traffic, finished.number))
         state = {"server": {name: torch.from_numpy(values.copy()) for name, values in finished.state.items()}}
         if monitor.has_changed:
@@ -68,10 +79,17 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         chosen, step = writer.chosen_model()
         replies = rounds.evaluate_finally(chosen, step)
         writer.note(traffic=_noted(traffic, last))
+        audit.write("run ended", status="finished", rounds=last)
         writer.finish({reply.site: {split: part.metrics for split, part in reply.splits.items()} for reply in replies})
     except BaseException as error:
+        _audit_failure(audit, error)
         writer.fail(error)
         raise
+
+
+def _audit_failure(audit: AuditLog, error: BaseException) -> None:
+    with suppress(OSError, AuditError):  # the error that ended the run is the one to be seen
+        audit.write("run ended", status="failed", reason=f"{type(error).__name__}: {error}")
 
 
 def _noted(traffic: Traffic, rounds: int) -> dict[str, int]:

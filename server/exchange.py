@@ -8,7 +8,8 @@ from typing import TypeVar
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from federation.messages import EvaluateReply, JoinReply, MessageError, TrainReply, num_bytes
+from federation.audit import AuditLog
+from federation.messages import EvaluateReply, JoinReply, MessageError, TrainReply, described, num_bytes
 
 _POLL_SECONDS = 0.3
 """Flower's own loop looks every three seconds, which a round of a small model does not take."""
@@ -44,9 +45,9 @@ class Traffic:
 class Exchange:
     """Questions to sites and their replies, and how many bytes both took."""
 
-    def __init__(self, grid: Grid, seconds: float) -> None:
-        """`seconds` is the longest wait for the replies to one question."""
-        self.grid, self.seconds, self.traffic = grid, seconds, Traffic()
+    def __init__(self, grid: Grid, seconds: float, audit: AuditLog | None = None) -> None:
+        """`seconds` is the longest wait for the replies to one question; `audit` is told what went and came."""
+        self.grid, self.seconds, self.traffic, self.audit = grid, seconds, Traffic(), audit
 
     def replies(
         self,
@@ -61,23 +62,32 @@ class Exchange:
         `content` gives what a site is sent, by its name. The other replies, and once all are through the sites that did
         not answer, are noted in `refusals`.
         """
-        yield from _parsed(
-            self._counted(ask(self.grid, self._sent(content), what, nodes, self.seconds)), nodes, kind, refusals
-        )
+        said = {"exchange": refusals.what}
+        asked = ask(self.grid, self._sent(content, said), what, nodes, self.seconds)
+        yield from _parsed(self._counted(asked, said), nodes, kind, refusals)
 
-    def _sent(self, content: Callable[[str], RecordDict]) -> Callable[[str], RecordDict]:
+    def _sent(self, content: Callable[[str], RecordDict], said: Mapping[str, str]) -> Callable[[str], RecordDict]:
         def counted(site: str) -> RecordDict:
             record = content(site)
-            self.traffic.to_sites += num_bytes(record)
+            size = num_bytes(record)
+            self.traffic.to_sites += size
+            self._note("sent", **said, site=site, bytes=size)
             return record
 
         return counted
 
-    def _counted(self, replies: Iterator[tuple[str, Message]]) -> Iterator[tuple[str, Message]]:
+    def _counted(
+        self, replies: Iterator[tuple[str, Message]], said: Mapping[str, str]
+    ) -> Iterator[tuple[str, Message]]:
         for site, message in replies:
             if message.has_content():
                 self.traffic.from_sites += num_bytes(message.content)
+                self._note("received", **said, site=site, **described(message.content))
             yield site, message
+
+    def _note(self, event: str, **facts: object) -> None:
+        if self.audit is not None:
+            self.audit.write(event, **facts)
 
 
 def ask(

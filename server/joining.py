@@ -8,6 +8,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from federation.agreement import Agreement, agree
+from federation.audit import AuditLog
 from federation.code_digest import code_digest
 from federation.duplicates import draw_salt, require_no_duplicates
 from federation.messages import JOIN, Instruction, JoinReply, MessageError
@@ -31,7 +32,7 @@ class Federation:
     """What the sites' values and class weights mean in this run."""
 
 
-def join_sites(grid: Grid, settings: RunSettings) -> Federation:
+def join_sites(grid: Grid, settings: RunSettings, audit: AuditLog | None = None) -> Federation:
     """Wait for the sites, ask each who it is and what its training part is like, and make their agreement.
 
     Raises MessageError where too few sites came in time, where one cannot take part or where two have one name,
@@ -45,7 +46,7 @@ def join_sites(grid: Grid, settings: RunSettings) -> Federation:
         weights=np.zeros(0, np.float32),
         salt=draw_salt() if settings.federation.check_duplicates else b"",
     )
-    exchange = Exchange(grid, settings.federation.round_seconds)
+    exchange = Exchange(grid, settings.federation.round_seconds, audit)
     refusals = Refusals(what="joining")
     record = instruction.record()
     replies = exchange.replies(lambda site: record, JOIN, nodes, JoinReply, refusals)
@@ -55,6 +56,9 @@ def join_sites(grid: Grid, settings: RunSettings) -> Federation:
     names = [join.site for _, join in joined]
     if len(set(names)) != len(names):
         raise MessageError(f"expected sites of different names, found {names}; give each site a name of its own")
+    if audit is not None:
+        for node, reply in joined:
+            audit.write("joined", site=reply.site, node=node, num_samples=dict(reply.num_samples))
     if settings.federation.check_duplicates:
         require_no_duplicates({join.site: join.patients for _, join in joined})
     return Federation(

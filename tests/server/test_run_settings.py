@@ -1,5 +1,6 @@
 """What the settings of a federated run change: local work, codecs, the project's own strategies, personal models."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from client.statistics import site_statistics
 from dipro_model import ClassWeights
 from dipro_model.vocabulary import Task
 from federation.agreement import agree
+from federation.audit import verify
 from federation.checkpoint import load_checkpoint, read_checkpoint
 from federation.codecs import Payload, codec_of
 from federation.initial import initial_model
@@ -49,6 +51,37 @@ def _run(folder: Path, cohorts: list[Path], *overrides: str) -> RunSettings:
 
 def _last(folder: Path) -> np.ndarray:
     return flatten_weights(load_checkpoint(folder / "checkpoints" / "last.pt")[0])
+
+
+def test_audit_logs_say_what_went_and_what_left(tmp_path: Path, cohorts: list[Path]) -> None:
+    _run(tmp_path / "run", cohorts)
+    (tmp_path / "run" / "north" / "audit.jsonl").rename(tmp_path / "first.jsonl")
+    server, site = tmp_path / "run" / "audit.jsonl", tmp_path / "first.jsonl"
+    assert verify(server).num_entries == len(server.read_text().splitlines())
+    verify(site)
+    said = [json.loads(line) for line in server.read_text().splitlines()]
+    assert [each["site"] for each in said if each["event"] == "joined"] == ["north", "south"]
+    assert (said[0]["event"], said[-1]["event"], said[-1]["status"]) == ("run began", "run ended", "finished")
+    left = [json.loads(line) for line in site.read_text().splitlines()]
+    assert [(each["asked"], each["round"]) for each in left] == [
+        ("query", 0),
+        *[(what, number) for number in (1, 2) for what in ("train", "evaluate")],
+        ("evaluate", read_run(tmp_path / "run").best_step),
+    ]
+    weights = left[1]["arrays"]["weights"]
+    assert weights == {
+        "type": "float32",
+        "shape": [_last(tmp_path / "run").size],
+        "bytes": _last(tmp_path / "run").nbytes,
+    }
+    came = [each for each in said if each["event"] == "received" and each["site"] == "north"]
+    assert [each["bytes"] for each in came] == [each["bytes"] for each in left[1:]]
+    with pytest.raises(MessageError):
+        _run(tmp_path / "other", cohorts, "training.precision=bf16")  # refused at these small crops
+    said = [json.loads(line) for line in (tmp_path / "other" / "audit.jsonl").read_text().splitlines()]
+    assert (said[-1]["event"], said[-1]["status"]) == ("run ended", "failed")
+    refused = json.loads((tmp_path / "other" / "north" / "audit.jsonl").read_text().splitlines()[-1])
+    assert refused["event"] == "refused"
 
 
 def test_sites_of_one_process_fill_the_network_once_to_score_it(
