@@ -204,7 +204,9 @@ def _site(
     }
     for template, name in (("sidecar.conf", "nginx.conf"), ("site.md", "README.md"), ("start.sh", "start.sh")):
         write_whole(folder / name, _templates.get_template(template).render(facts).encode())
-    (folder / "start.sh").chmod(0o755)
+    write_whole(folder / "bin" / "flwr-clientapp", _templates.get_template("flwr-clientapp").render().encode())
+    for name in ("start.sh", "bin/flwr-clientapp"):
+        (folder / name).chmod(0o755)
     if not (folder / "site.env").exists():  # the site's own words stay
         write_whole(folder / "site.env", _templates.get_template("site.env").render(facts).encode())
     done.lines.append(f"{folder}: good until {_day(certificate)}")

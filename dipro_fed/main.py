@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dipro_fed.approve import approve, withdraw
 from dipro_fed.audit import verify
 from dipro_fed.compare import compare
 from dipro_fed.demo import demo
@@ -60,6 +61,8 @@ audit.command()(verify)
 app.add_typer(audit, name="audit")
 site = typer.Typer(help="What a hospital does.", no_args_is_help=True)
 site.command()(request)
+site.command()(approve)
+site.command()(withdraw)
 app.add_typer(site, name="site")
 
 

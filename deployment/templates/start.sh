@@ -10,7 +10,9 @@ done
 COHORT=$(cd "$COHORT" && pwd)
 mkdir -p "$STATE" run logs
 STATE=$(cd "$STATE" && pwd)
-export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_HOME="$PWD/flower"
+# Flower's node finds bin/flwr-clientapp first, which runs the bundles of approved/ alone.
+export DIPRO_FED_KIT="$PWD" PATH="$PWD/bin:$PATH"
 nginx -p "$PWD" -c nginx.conf &
 sidecar=$!
 trap 'kill "$sidecar" 2>/dev/null || true' EXIT

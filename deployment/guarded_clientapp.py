@@ -1,0 +1,48 @@
+"""Flower's `flwr-clientapp` at a site, which runs approved bundles alone.
+
+Flower's node starts `flwr-clientapp` by its name for every message; the kit's `start.sh` puts a script of that name
+first on the path, which comes here. The bundle is judged before anything of it is unpacked; a refusal is written into
+the site's audit log and goes to the server as the reason why the site did not answer.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from deployment.bundles import Approvals, BundleError
+from federation.audit import AUDIT, AuditLog
+
+KIT = "DIPRO_FED_KIT"
+"""Variable of the environment that names the site's kit."""
+
+
+def guarded(install: Callable[..., Path], kit: Path) -> Callable[..., Path]:
+    """Flower's function that unpacks a bundle, behind the site's list of approved ones."""
+
+    def install_approved(fab_file: Path | bytes, *arguments: object, **options: object) -> Path:
+        content = fab_file if isinstance(fab_file, bytes) else fab_file.read_bytes()
+        try:
+            Approvals(kit=kit).require(content)
+        except BundleError as error:
+            AuditLog(path=kit / AUDIT).write("refused", asked="run a bundle", reason=str(error))
+            raise
+        return install(content, *arguments, **options)
+
+    return install_approved
+
+
+def main() -> None:
+    """Run Flower's command with its installation of bundles guarded; without a kit nothing runs."""
+    from flwr.supernode.cli import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp
+
+    kit = os.environ.get(KIT, "")
+    if not kit or not Path(kit).is_dir():
+        raise SystemExit(f"expected the site's kit in {KIT}, found {kit or 'nothing'}; start the node with start.sh")
+    install = run_clientapp.install_from_fab  # pyright: ignore[reportPrivateImportUsage]
+    run_clientapp.install_from_fab = guarded(install, Path(kit))  # pyright: ignore[reportPrivateImportUsage]
+    flwr_clientapp()
+
+
+if __name__ == "__main__":
+    main()
