@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.gaps import read_gaps
 from client.normalisation import agreed_records
+from client.policy import SitePolicy, load_policy
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
 from client.training import choose_device
@@ -63,7 +67,10 @@ def _answer(
     log = None if site.folder is None else AuditLog(path=site.folder / AUDIT)
     try:
         _check_code(instruction)
-        content = work(site, instruction).record()
+        policy = _policy(context)
+        policy.check(site.settings, site.num_patients, datetime.now())
+        _bound_gpu(policy, site.device)
+        content = _let_out(policy, work(site, instruction)).record()
     except Exception as error:
         if log is not None:
             log.write("refused", **asked, reason=f"{type(error).__name__}: {error}")
@@ -71,6 +78,32 @@ def _answer(
     if log is not None:
         log.write("left", **asked, code=instruction.code_digest, **described(content))
     return Message(content, reply_to=message)
+
+
+def _policy(context: Context) -> SitePolicy:
+    """The site's policy; a node that names none, as in a simulation, has the one that allows everything."""
+    path = context.node_config.get("policy")
+    return load_policy(Path(str(path))) if path else SitePolicy(minimum_cell=1)
+
+
+def _bound_gpu(policy: SitePolicy, device: torch.device) -> None:
+    if device.type == "cuda" and policy.gpu_share < 1:
+        torch.cuda.set_per_process_memory_fraction(policy.gpu_share, device)
+
+
+def _let_out(
+    policy: SitePolicy, reply: JoinReply | TrainReply | EvaluateReply
+) -> JoinReply | TrainReply | EvaluateReply:
+    """The reply without the metrics that the policy keeps back."""
+    if not isinstance(reply, EvaluateReply):
+        return reply
+    splits = {
+        split: replace(
+            part, metrics={name: value if policy.lets_out(name) else None for name, value in part.metrics.items()}
+        )
+        for split, part in reply.splits.items()
+    }
+    return replace(reply, splits=splits)
 
 
 def _check_code(instruction: Instruction) -> None:

@@ -55,6 +55,11 @@ class Site:
     def name(self) -> str:
         return self.records.name
 
+    @property
+    def num_patients(self) -> int:
+        """Patients of the training part."""
+        return len({stay.subject_id for stay in self.records.stays.values() if stay.split == SPLITS[0]})
+
     def samples(self, split: str, model: DiPro | None = None) -> SampleSet:
         """The samples of a split; for counting them no model is needed."""
         inputs = None if model is None else inputs_of([self.records], model, self.settings)

@@ -207,8 +207,9 @@ def _site(
     write_whole(folder / "bin" / "flwr-clientapp", _templates.get_template("flwr-clientapp").render().encode())
     for name in ("start.sh", "bin/flwr-clientapp"):
         (folder / name).chmod(0o755)
-    if not (folder / "site.env").exists():  # the site's own words stay
-        write_whole(folder / "site.env", _templates.get_template("site.env").render(facts).encode())
+    for name in ("site.env", "policy.yaml"):
+        if not (folder / name).exists():  # the site's own words stay
+            write_whole(folder / name, _templates.get_template(name).render(facts).encode())
     done.lines.append(f"{folder}: good until {_day(certificate)}")
 
 

@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")"
 . ./site.env
 [ -n "$COHORT" ] || { echo "site.env: expected COHORT, the folder of the prepared cohort, found nothing" >&2; exit 1; }
-for file in authority.pem client.pem client.key node.key loopback.pem loopback.key; do
+for file in policy.yaml authority.pem client.pem client.key node.key loopback.pem loopback.key; do
     [ -r "$file" ] || { echo "$file: expected in this folder, found none; README.md says where it comes from" >&2; exit 1; }
 done
 COHORT=$(cd "$COHORT" && pwd)
@@ -18,4 +18,4 @@ sidecar=$!
 trap 'kill "$sidecar" 2>/dev/null || true' EXIT
 flower-supernode --superlink 127.0.0.1:{{ sidecar_port }} --root-certificates loopback.pem \
     --auth-supernode-private-key node.key --port "$NODE_PORT" \
-    --node-config "site=\"{{ site }}\" cohort=\"$COHORT\" folder=\"$STATE\" device=\"$DEVICE\" withhold=\"$WITHHOLD\""
+    --node-config "site=\"{{ site }}\" cohort=\"$COHORT\" folder=\"$STATE\" device=\"$DEVICE\" withhold=\"$WITHHOLD\" policy=\"$PWD/policy.yaml\""

@@ -1,0 +1,104 @@
+"""A site's own say, in a file that the server cannot reach: what may be asked of it, when, and what may leave."""
+
+from datetime import datetime, time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dipro_model.vocabulary import Task
+from federation.settings import RunSettings
+
+
+class PolicyError(ValueError):
+    """What a site's policy does not allow, or a policy that cannot be read: then nothing is allowed."""
+
+
+class SitePolicy(BaseModel):
+    """What one site allows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    tasks: tuple[Task, ...] = tuple(Task)
+    """Tasks that the site trains and scores."""
+    minimum_patients: Annotated[int, Field(ge=1)] = 1
+    """Training patients that the site must have itself, so that no model is of a few."""
+    minimum_cell: Annotated[int, Field(ge=1)] = 10
+    """The run's `federation.minimum_cell` must be this or more."""
+    metrics: Literal["all"] | tuple[str, ...] = "all"
+    """Metrics of the site's own patients that leave; others are undefined to the server. The counts behind the metrics
+    of all patients together leave by the minimum cell."""
+    hours: tuple[str, ...] = ()
+    """Times of the day, by this machine's clock, within which it works, such as 20:00-06:00; none is all day."""
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a GPU's memory that the site's process takes at most."""
+
+    @field_validator("metrics", "hours", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if not isinstance(value, list | tuple) or not set(value) <= set(Task):
+            raise ValueError(f"expected a list of {', '.join(Task)}, found {value!r}")
+        return tuple(Task(each) for each in value)
+
+    @field_validator("hours")
+    @classmethod
+    def _are_times(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            _window(each)
+        return value
+
+    def check(self, settings: RunSettings, num_patients: int, now: datetime) -> None:
+        """Raises PolicyError, saying what was asked and what is allowed, where this site does not take part."""
+        if settings.task not in self.tasks:
+            raise PolicyError(f"this site's policy allows the tasks {', '.join(self.tasks)}, asked was {settings.task}")
+        cell = settings.federation.minimum_cell
+        if cell < self.minimum_cell:
+            raise PolicyError(
+                f"this site's policy asks for federation.minimum_cell of {self.minimum_cell} or more, found {cell}"
+            )
+        if num_patients < self.minimum_patients:
+            raise PolicyError(
+                f"this site's policy asks for {self.minimum_patients} training patients of its own, it has fewer"
+            )
+        if self.hours and not any(_is_within(now.time(), *_window(each)) for each in self.hours):
+            raise PolicyError(f"this site's policy allows work at {', '.join(self.hours)} by its clock, not now")
+
+    def lets_out(self, metric: str) -> bool:
+        """Whether a metric of the site's own patients may leave."""
+        return self.metrics == "all" or metric in self.metrics
+
+
+def load_policy(path: Path) -> SitePolicy:
+    """Read a policy. Raises PolicyError for anything that is not as documented: a typo must not open the site."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise PolicyError(
+            f"the site's policy {path.name} cannot be read ({error.strerror}); nothing is allowed"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise PolicyError(f"the site's policy {path.name} is no YAML; nothing is allowed") from None
+    try:
+        return SitePolicy.model_validate({} if found is None else found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PolicyError(f"the site's policy {path.name}: {where}: {first['msg']}; nothing is allowed") from None
+
+
+def _window(text: str) -> tuple[time, time]:
+    try:
+        start, end = (time.fromisoformat(part.strip()) for part in text.split("-"))
+    except ValueError:
+        raise ValueError(f"expected times as 20:00-06:00, found {text!r}") from None
+    return start, end
+
+
+def _is_within(now: time, start: time, end: time) -> bool:
+    return start <= now < end if start <= end else now >= start or now < end
