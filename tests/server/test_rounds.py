@@ -190,7 +190,8 @@ def test_a_site_that_cannot_take_part_is_named(tmp_path: Path, cohorts: list[Pat
     no_test = write_cohort(tmp_path / "east", num_patients=16, splits=("train", "train", "val"))
     with pytest.raises(MessageError, match="east: no patient with a sample for mortality in the test split"):
         federate(tmp_path / "run", [cohorts[0], no_test], SETTINGS)
-    assert not (tmp_path / "run").exists()
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {"audit.jsonl"}
 
 
 def test_the_number_of_sites_must_be_met(tmp_path: Path, cohorts: list[Path]) -> None:
@@ -230,7 +231,7 @@ def test_a_run_leaves_its_history_results_and_the_sites_own_predictions(tmp_path
     assert record.best_step in (1, 2)
     for site in ("north", "south"):
         kept = sorted(path.name for path in (tmp_path / "run" / site).iterdir())
-        assert kept == ["chosen", "round_0001", "round_0002"]
+        assert kept == ["audit.jsonl", "chosen", "round_0001", "round_0002"]
 
 
 def test_a_site_opens_only_its_own_cohort(tmp_path: Path, cohorts: list[Path], monkeypatch) -> None:
