@@ -144,6 +144,12 @@ def model_entries(model: nn.Module) -> ModelEntries:
     )
 
 
+def module_entries(model: nn.Module, name: str) -> Entries:
+    """The entries of `flatten_weights(model)` of one module, by its name."""
+    sizes = {tensor: value.numel() for tensor, value in _floating(model).items()}
+    return _entries(sizes, {tensor for tensor in sizes if tensor.startswith(f"{name}.")})
+
+
 def trainable_mask(model: nn.Module) -> np.ndarray:
     """bool [number]: true where `flatten_weights(model)` holds what local work changes."""
     return model_entries(model).trained.mask()

@@ -41,15 +41,25 @@ class SiteUpdate:
 class Aggregator:
     """A strategy with its state over the rounds of a run."""
 
-    def __init__(self, name: str, parameters: Parameters, *, num_sites: int, statistics: Entries | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        parameters: Parameters,
+        *,
+        num_sites: int,
+        statistics: Entries | None = None,
+        faster: tuple[Entries, float] | None = None,
+    ) -> None:
         """`statistics` are the entries that running means and variances take; None where the model has none.
 
-        Raises StrategyError where the settings make no sense for so many sites.
+        `faster` are entries with a learning rate of their own, as a multiple of the others': an adaptive strategy
+        divides out how much longer the sites' steps were there, so its own are made longer instead. Raises
+        StrategyError where the settings make no sense for so many sites.
         """
         self.name = name
         self.flower = make_strategy(name, parameters, num_sites=num_sites)
         self.least_replies = least_replies(name, parameters)
-        self._statistics = statistics
+        self._statistics, self._faster = statistics, faster if isinstance(self.flower, FedOpt) else None
 
     def aggregate(self, server_round: int, reference: np.ndarray, updates: Sequence[SiteUpdate]) -> np.ndarray:
         """float32 [number]: the next global model; `reference` is the one that the round began with.
@@ -67,6 +77,10 @@ class Aggregator:
         after = before + self._step(server_round, messages)
         weights = reference.copy()
         through.put(weights, after.astype(np.float32, copy=False))
+        if self._faster is not None:
+            entries, factor = self._faster
+            start = entries.take(reference)
+            entries.put(weights, start + np.float32(factor) * (entries.take(weights) - start))
         if self._statistics is not None:
             self._statistics.put(weights, self._middle([(self._statistics.take(e.weights), e) for e in updates]))
         if not np.isfinite(weights).all():

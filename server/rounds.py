@@ -18,7 +18,7 @@ from federation.codecs import Payload, codec_of
 from federation.coders import CodecError
 from federation.messages import EVALUATE, TRAIN, EvaluateReply, Instruction, TrainReply
 from federation.seeds import derive_seed
-from federation.selection import ModelEntries, model_entries
+from federation.selection import Entries, ModelEntries, model_entries, module_entries
 from federation.settings import RunSettings
 from federation.weights import flatten_weights, layout_digest, unflatten_weights
 from server.aggregation import Replies
@@ -63,7 +63,7 @@ class Rounds:
         self._federation, self._model, self._folder = federation, model, folder
         self._settings = federation.settings
         self._entries, self._layout = model_entries(model), layout_digest(model)
-        self._aggregator = make_aggregator(self._settings, self._entries)
+        self._aggregator = make_aggregator(self._settings, self._entries, module_entries(model, "static_fusion"))
         self._broadcast = Broadcast(codec=codec_of(self._settings.communication, lambda: self._entries))
         self._broadcast.publish(flatten_weights(model))
         is_scaffold = self._settings.strategy.name == "scaffold"
@@ -236,8 +236,11 @@ def participants(nodes: Mapping[int, str], settings: RunSettings, server_round: 
     return {node: site for place, (node, site) in enumerate(nodes.items()) if place in chosen}
 
 
-def make_aggregator(settings: RunSettings, entries: ModelEntries) -> Aggregator:
-    """The strategy of the settings. Raises StrategyError where it makes no sense for the sites of a round."""
+def make_aggregator(settings: RunSettings, entries: ModelEntries, static_fusion: Entries) -> Aggregator:
+    """The strategy of the settings; static fusion may have a rate of its own at the server too.
+
+    Raises StrategyError where it makes no sense for the sites of a round.
+    """
     strategy, federation = settings.strategy, settings.federation
     statistics = entries.trained.both(entries.statistics)
     aggregator = Aggregator(
@@ -245,6 +248,7 @@ def make_aggregator(settings: RunSettings, entries: ModelEntries) -> Aggregator:
         strategy.parameters(),
         num_sites=federation.sites_a_round,
         statistics=statistics if statistics.size else None,
+        faster=(static_fusion, settings.training.static_fusion_rate),
     )
     if federation.quorum != "all" and federation.quorum < aggregator.least_replies:
         raise StrategyError(

@@ -165,6 +165,19 @@ def _run(aggregator: Aggregator, start: np.ndarray, rounds: range = range(1, ROU
 START = np.random.default_rng(9).normal(size=SIZE).astype(np.float32)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_an_adaptive_strategys_step_is_longer_where_the_rate_is(name: str) -> None:
+    """One round from the same start: later ones would start from other models."""
+    faster = Entries(total=SIZE, runs=((1, 3), (SIZE - 1, SIZE)))
+    (plain,) = _run(_aggregator(name), START, range(1, 2))
+    given = Aggregator(name, GIVEN.get(name, {}), num_sites=NUM_SITES, faster=(faster, 20.0))
+    (found,) = _run(given, START, range(1, 2))
+    is_adaptive = name in ("fedadam", "fedyogi", "fedadagrad")
+    factors = np.where(faster.mask() & is_adaptive, 20.0, 1.0)
+    np.testing.assert_allclose(found - START, factors * (plain - START), rtol=1e-3, atol=1e-6)
+    assert ((found != plain) == (faster.mask() & is_adaptive)).all()
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_rounds_are_those_computed_by_hand(name: str) -> None:
     for got, expected in zip(_run(_aggregator(name), START), _by_hand(name, START), strict=True):
