@@ -73,16 +73,10 @@ class Authority:
         """Make a new authority; its folder must not hold one."""
         if (folder / KEY).exists():
             raise AuthorityError(f"{folder}: expected no authority yet, found one")
-        key, now = make_key(), _now()
+        key = make_key()
         name = _subject(project, "authority", f"{project} authority")
         certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _EARLIER)
-            .not_valid_after(now + timedelta(days=_CA_DAYS))
+            certificate_builder(name, name, key.public_key(), days=_CA_DAYS)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs_certificates=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -108,16 +102,9 @@ class Authority:
         Earlier certificates of the same role and name stay good until they end or are revoked, so that a renewed one
         can be put into place without an interruption.
         """
-        now = _now()
         usage = ExtendedKeyUsageOID.SERVER_AUTH if role in ("server", "proxy") else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
-            x509.CertificateBuilder()
-            .subject_name(_subject(self.project, role, name))
-            .issuer_name(self.certificate.subject)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _EARLIER)
-            .not_valid_after(now + timedelta(days=days))
+            certificate_builder(_subject(self.project, role, name), self.certificate.subject, public_key, days=days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -182,6 +169,22 @@ class Authority:
         write_whole(self.folder / REVOKED, revoked.public_bytes(serialization.Encoding.PEM))
         content = json.dumps([asdict(each) for each in self.issued], indent=2) + "\n"
         write_whole(self.folder / ISSUED, content.encode())
+
+
+def certificate_builder(
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, *, days: int
+) -> x509.CertificateBuilder:
+    """A certificate without its extensions, valid from now on."""
+    now = _now()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _EARLIER)
+        .not_valid_after(now + timedelta(days=days))
+    )
 
 
 def pem(certificate: x509.Certificate) -> bytes:

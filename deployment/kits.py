@@ -9,7 +9,6 @@ import ipaddress
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from deployment.authority import CERTIFICATE, KEY, REVOKED, Authority, Role, make_request, pem, read_request
+from deployment.authority import (
+    CERTIFICATE,
+    KEY,
+    REVOKED,
+    Authority,
+    Role,
+    certificate_builder,
+    make_request,
+    pem,
+    read_request,
+)
 from deployment.keys import (
     header_key,
     make_key,
@@ -265,17 +274,11 @@ def _loopback(folder: Path) -> None:
     """A certificate for this machine's loopback that nobody else need believe, signed with its own key."""
     if (folder / f"{_LOOPBACK}.pem").exists():
         return
-    key, now = _own_key(folder / f"{_LOOPBACK}.key"), datetime.now(UTC).replace(microsecond=0)
+    key = _own_key(folder / f"{_LOOPBACK}.key")
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _LOOPBACK)])
     hosts = [x509.DNSName("localhost"), x509.IPAddress(_HERE)]
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=_LOOPBACK_DAYS))
+        certificate_builder(name, name, key.public_key(), days=_LOOPBACK_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
         .sign(key, hashes.SHA384())
