@@ -1,5 +1,8 @@
 """Fixtures that several test folders share."""
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,15 @@ def published_cohort(demo_linked: Path, tmp_path_factory: pytest.TempPathFactory
 
     sources = (demo_linked / name for name in ("mimiciv", "mimic-cxr-jpg", "chest-imagenome"))
     return prepare(*sources, tmp_path_factory.mktemp("real") / "published", profile="published", workers=1).path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

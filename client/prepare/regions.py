@@ -1,5 +1,6 @@
 """Region crops: every kept radiograph is decoded once, its regions cut and stored in one memory-mapped array."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +103,11 @@ def _create_array(out: Path, num_images: int) -> None:
         return
     try:
         np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
+        with out.open("r+b") as file:
+            # A memory-mapped file has its blocks only when they are written; without room, that kills the process.
+            os.posix_fallocate(file.fileno(), 0, out.stat().st_size)
     except OSError as error:
+        out.unlink(missing_ok=True)
         raise PrepareError(
             f"{out}: expected room for {np.prod(shape) / 1e9:.1f} GB of region crops ({error}); free space or choose "
             "another folder for the cohort"

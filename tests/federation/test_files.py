@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,6 @@ from tests.small_run import small_settings
 MEASUREMENT = Measurement(
     step=1, site="pooled", split="val", loss=0.5, parts={}, metrics={}, num_samples=2, seconds=1.0
 )
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small disk is not permitted here; test_a_file_too_large_for_the_process runs without")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def _fill(folder: Path, leave: int) -> None:

@@ -102,3 +102,11 @@ def test_a_missing_folder_and_a_cohort_without_images(tmp_path, images):
         cut_regions(table, boxes, tmp_path / "nowhere", tmp_path / "r.npy", Rejections())
     assert cut_regions(table.iloc[:0], boxes, tmp_path / "files", tmp_path / "r.npy", Rejections()) == set()
     assert np.load(tmp_path / "r.npy").shape == (0, len(REGIONS), 224, 224)
+
+
+def test_a_disk_without_room_for_the_crops_is_found_before_the_first(tmp_path, small_disk, images):
+    table, boxes, _ = images
+    out = small_disk / "regions.npy"
+    with pytest.raises(PrepareError, match=r"expected room for 0\.1 GB of region crops .*No space left on device"):
+        cut_regions(pd.concat([table] * 7), boxes, tmp_path / "files", out, Rejections())
+    assert not list(small_disk.iterdir())
