@@ -41,7 +41,7 @@ app = ClientApp()
 
 @app.query()
 def join(message: Message, context: Context) -> Message:
-    return _answer(message, context, JOIN, lambda site, instruction: site.join(instruction.salt))
+    return _answer(message, context, JOIN, lambda site, instruction: site.join(instruction))
 
 
 @app.train()

@@ -111,6 +111,7 @@ class Correction:
     state: SiteState
     control: np.ndarray
     """SCAFFOLD: the server's control variate, float32 [parameter]; else empty."""
+    server_round: int
 
     def before_step(self, model: DiPro, entries: ModelEntries, received: np.ndarray) -> Callable[[], None]:
         """What changes the gradients before each step; `received` is the common model, float32 [number]."""
@@ -130,12 +131,12 @@ class Correction:
         own = self._own()
         before, after = parameters.take(start), parameters.take(end)
         new = scaffold_control(own, self.control, before, after, sum_of_rates=sum_of_rates)
-        self.state.keep(_CONTROL, new)
+        self.state.keep_of_round(_CONTROL, self.server_round, new)
         return new - own
 
     def _own(self) -> np.ndarray:
         """Zero before the site's first work."""
-        own = self.state.find(_CONTROL)
+        own = self.state.before_round(_CONTROL, self.server_round)
         return np.zeros_like(self.control) if own is None else own
 
 

@@ -33,13 +33,15 @@ def received_weights(instruction: Instruction, state: SiteState, codec: Codec | 
     return weights
 
 
-def sent_weights(weights: np.ndarray, reference: np.ndarray, state: SiteState, codec: Codec | None) -> np.ndarray:
+def sent_weights(
+    weights: np.ndarray, reference: np.ndarray, state: SiteState, codec: Codec | None, server_round: int
+) -> np.ndarray:
     """What of the trained weights travels; what the codec leaves out stays at the site for its next round."""
     if codec is None:
         return weights
-    payload, residual = codec.encode(weights, reference, state.find(_RESIDUAL))
+    payload, residual = codec.encode(weights, reference, state.before_round(_RESIDUAL, server_round))
     if residual is not None:
-        state.keep(_RESIDUAL, residual)
+        state.keep_of_round(_RESIDUAL, server_round, residual)
     return payload.to_array()
 
 

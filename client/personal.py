@@ -34,9 +34,9 @@ class Personal:
     def method(self) -> str:
         return self.settings.personal.method
 
-    def start(self, model: DiPro, received: np.ndarray) -> np.ndarray:
+    def start(self, model: DiPro, received: np.ndarray, server_round: int) -> np.ndarray:
         """float32 [number]: what the site's work for the common model begins with; with FedBN it has own batch norm."""
-        own = self._last() if self.method == "fedbn" else None
+        own = self._last(server_round - 1) if self.method == "fedbn" else None
         return received if own is None else with_own(received, own, model_entries(model).batch_norm)
 
     def keep(
@@ -54,7 +54,7 @@ class Personal:
         if self.method == "fedbn":
             self._keep(instruction, model_entries(model).batch_norm.take(flatten_weights(model)))
         if self.method == "ditto":
-            own = self._last()
+            own = self._last(instruction.server_round - 1)
             unflatten_weights(model, received if own is None else own)
             anchor = model_entries(model).parameters.take(received)
             pull = GradientCorrection(model, anchor=anchor, strength=self.settings.personal.strength).apply
@@ -101,13 +101,18 @@ class Personal:
     def _keep(self, instruction: Instruction, values: np.ndarray) -> None:
         name = f"{_PERSONAL}-{instruction.server_round}"
         self.state.keep(name, values)
-        # Of a best round without this site's work the model of its last work before counts.
-        before = [number for number in self.state.numbers(_PERSONAL) if number <= instruction.best_round]
-        self.state.drop(_PERSONAL, but={name, *(f"{_PERSONAL}-{number}" for number in before[-1:])})
+        # Of a best round without this site's work the model of its last work before counts; the model that this
+        # round began with is needed where a server that crashed asks for the round again.
+        numbers = self.state.numbers(_PERSONAL)
+        wanted = (
+            [number for number in numbers if number <= limit][-1:]
+            for limit in (instruction.best_round, instruction.server_round - 1)
+        )
+        self.state.drop(_PERSONAL, but={name, *(f"{_PERSONAL}-{number}" for last in wanted for number in last)})
 
-    def _last(self, at_most: int | None = None) -> np.ndarray | None:
-        """The kept model of the last round, or of the last one up to `at_most`."""
+    def _last(self, at_most: int) -> np.ndarray | None:
+        """The kept model of the last round up to `at_most`."""
         if self.method not in ("fedbn", "ditto"):
             return None
-        found = [number for number in self.state.numbers(_PERSONAL) if at_most is None or number <= at_most]
+        found = [number for number in self.state.numbers(_PERSONAL) if number <= at_most]
         return self.state.find(f"{_PERSONAL}-{found[-1]}") if found else None

@@ -65,13 +65,13 @@ class Site:
         inputs = None if model is None else inputs_of([self.records], model, self.settings)
         return SampleSet([self.records], self.settings.task, split, inputs)
 
-    def join(self, salt: bytes = b"") -> JoinReply:
-        """Check that this site can take part, count its samples and sum up its training part; forget earlier runs.
+    def join(self, instruction: Instruction) -> JoinReply:
+        """Check that this site can take part, count its samples and sum up its training part; forget other runs.
 
         With a salt the patients' hashed identifiers go along. Raises DataError where a split has no sample or training
         has a single class.
         """
-        SiteState(site=self.name, folder=self.folder, run="").begin()
+        self._state(instruction).begin()
         require_every_split([self.records], self.settings.task, SPLITS)
         require_trainable(self.samples("train"))
         minimum = self.settings.federation.minimum_cell
@@ -81,7 +81,7 @@ class Site:
             site=self.name,
             num_samples={split: len(self.samples(split)) for split in SPLITS},
             statistics=statistics,
-            patients=hash_patients(patients, salt) if salt else (),
+            patients=hash_patients(patients, instruction.salt) if instruction.salt else (),
         )
 
     def train(self, model: DiPro, instruction: Instruction) -> TrainReply:
@@ -96,10 +96,12 @@ class Site:
         codec, state = codec_of(self.settings.communication, lambda: entries), self._state(instruction)
         received = received_weights(instruction, state, codec)
         personal = Personal(settings=self.settings, state=state)
-        begin = personal.start(model, received)
+        begin = personal.start(model, received, instruction.server_round)
         unflatten_weights(model, begin)
         samples = self.samples("train", model)
-        correction = Correction(settings=self.settings, state=state, control=instruction.control)
+        correction = Correction(
+            settings=self.settings, state=state, control=instruction.control, server_round=instruction.server_round
+        )
         work = LocalWork(settings=self.settings, server_round=instruction.server_round)
         losses = work.run(
             model,
@@ -114,7 +116,7 @@ class Site:
         return TrainReply(
             site=self.name,
             num_samples=len(samples),
-            weights=sent_weights(trained, received, state, codec),
+            weights=sent_weights(trained, received, state, codec, instruction.server_round),
             losses=losses,
             seconds=time.monotonic() - start,
             server_round=instruction.server_round,

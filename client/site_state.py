@@ -28,9 +28,11 @@ class SiteState:
     """Name of the run, drawn by the server; another run's state is never read."""
 
     def begin(self) -> None:
-        """Forget what earlier runs left."""
+        """Forget what other runs left; what this one left before it was interrupted stays."""
         if self.folder is not None and (self.folder / _STATE).is_dir():
-            shutil.rmtree(self.folder / _STATE)
+            for other in (self.folder / _STATE).iterdir():
+                if other.name != self.run:
+                    shutil.rmtree(other)
 
     def keep(self, name: str, values: np.ndarray) -> None:
         """Write an array; a crash leaves the one that was there before. Raises SiteStateError, StorageError."""
@@ -50,6 +52,20 @@ class SiteState:
                 f"{self.site}: {path.name} in its state folder is damaged ({type(error).__name__}); "
                 "delete the folder and start the run again"
             ) from None
+
+    def keep_of_round(self, kind: str, server_round: int, values: np.ndarray) -> None:
+        """Write what a round made of an array that goes from round to round; what it was before stays too.
+
+        A server that crashed may ask for the same round again: `before_round` then gives what it gave the first time.
+        """
+        self.keep(f"{kind}-{server_round}", values)
+        before = [number for number in self.numbers(kind) if number < server_round]
+        self.drop(kind, but={f"{kind}-{number}" for number in (*before[-1:], server_round)})
+
+    def before_round(self, kind: str, server_round: int) -> np.ndarray | None:
+        """The array as the last round before this one left it, if any."""
+        before = [number for number in self.numbers(kind) if number < server_round]
+        return self.find(f"{kind}-{before[-1]}") if before else None
 
     def drop(self, kind: str, *, but: Collection[str]) -> None:
         """Forget the arrays named `kind`-number, all but some."""

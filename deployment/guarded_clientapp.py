@@ -1,8 +1,8 @@
 """Flower's `flwr-clientapp` at a site, which runs approved bundles alone.
 
-Flower's node starts `flwr-clientapp` by its name for every message; the kit's `start.sh` puts a script of that name
-first on the path, which comes here. The bundle is judged before anything of it is unpacked; a refusal is written into
-the site's audit log and goes to the server as the reason why the site did not answer.
+Flower's node starts `flwr-clientapp` by its name for every message; `dipro-fed site start` puts the kit's script of
+that name first on the path, which comes here. The bundle is judged before anything of it is unpacked; a refusal is
+written into the site's audit log and goes to the server as the reason why the site did not answer.
 """
 
 import os
@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deployment.bundles import Approvals, BundleError
+from deployment.programs import KIT
+from deployment.work import at_work
 from federation.audit import AUDIT, AuditLog
-
-KIT = "DIPRO_FED_KIT"
-"""Variable of the environment that names the site's kit."""
 
 
 def guarded(install: Callable[..., Path], kit: Path) -> Callable[..., Path]:
@@ -38,10 +37,13 @@ def main() -> None:
 
     kit = os.environ.get(KIT, "")
     if not kit or not Path(kit).is_dir():
-        raise SystemExit(f"expected the site's kit in {KIT}, found {kit or 'nothing'}; start the node with start.sh")
+        raise SystemExit(
+            f"expected the site's kit in {KIT}, found {kit or 'nothing'}; start the site with `dipro-fed site start`"
+        )
     install = run_clientapp.install_from_fab  # pyright: ignore[reportPrivateImportUsage]
     run_clientapp.install_from_fab = guarded(install, Path(kit))  # pyright: ignore[reportPrivateImportUsage]
-    flwr_clientapp()
+    with at_work(Path(kit)):
+        flwr_clientapp()
 
 
 if __name__ == "__main__":

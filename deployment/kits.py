@@ -39,6 +39,8 @@ from deployment.keys import (
     write_secret,
 )
 from deployment.project import Project, ProjectError, ProjectSite
+from deployment.server_kit import SUPEREXEC_SECRET, ServerFacts
+from deployment.site_kit import FACTS, POLICY, SETTINGS, SiteFacts
 from federation.files import write_whole
 
 AUTHORITY, SERVER, SITES = "authority", "server", "sites"
@@ -129,8 +131,8 @@ def _server(project: Project, authority: Authority, out: Path, done: Provisioned
             certificate = authority.issue(role, role, key.public_key(), days=project.days, hosts=hosts)
             write_whole(folder / f"{role}.pem", pem(certificate))
             done.lines.append(f"{folder / role}.pem: good until {_day(certificate)}")
-    if not (folder / "superexec.secret").exists():
-        write_secret(folder / "superexec.secret", secrets.token_hex(32).encode())
+    if not (folder / SUPEREXEC_SECRET).exists():
+        write_secret(folder / SUPEREXEC_SECRET, secrets.token_hex(32).encode())
 
 
 def _coordinator(project: Project, authority: Authority, folder: Path, done: Provisioned, *, renew: bool) -> None:
@@ -199,15 +201,18 @@ def _site(
     certificate = authority.issue("site", site.name, client, days=project.days)
     write_whole(path, pem(certificate))
     write_whole(folder / CERTIFICATE, pem(authority.certificate))
-    facts = {
-        "project": project.name,
-        "site": site.name,
-        "host": _bracketed(project.server.host),
-        "port": project.server.port,
-        "proxy_name": proxy_name(project),
+    known = SiteFacts(
+        project=project.name,
+        site=site.name,
+        host=_bracketed(project.server.host),
+        port=project.server.port,
+        proxy_name=proxy_name(project),
+        sidecar_port=site.sidecar_port,
+        node_port=site.node_port,
+    )
+    write_whole(folder / FACTS, known.model_dump_json(indent=2).encode())
+    facts = known.model_dump() | {
         "largest_request_mb": project.server.largest_request_mb,
-        "sidecar_port": site.sidecar_port,
-        "node_port": site.node_port,
         "own_keys": asked is not None,
         "not_after": _day(certificate),
     }
@@ -216,7 +221,7 @@ def _site(
     write_whole(folder / "bin" / "flwr-clientapp", _templates.get_template("flwr-clientapp").render().encode())
     for name in ("start.sh", "bin/flwr-clientapp"):
         (folder / name).chmod(0o755)
-    for name in ("site.env", "policy.yaml"):
+    for name in (SETTINGS, POLICY):
         if not (folder / name).exists():  # the site's own words stay
             write_whole(folder / name, _templates.get_template(name).render(facts).encode())
     done.lines.append(f"{folder}: good until {_day(certificate)}")
@@ -226,16 +231,23 @@ def _proxy(project: Project, authority: Authority, out: Path) -> None:
     """The proxy's configuration and what it reads, with the sites that are in."""
     folder, nodes = out / SERVER, []
     for site in project.sites:
-        known = folder / "nodes" / f"{site.name}.pub"
+        public = folder / "nodes" / f"{site.name}.pub"
         if authority.has("site", site.name):
-            key = base64.b64encode(header_key(read_node_public_key(known))).decode()
+            key = base64.b64encode(header_key(read_node_public_key(public))).decode()
             nodes.append((_dn(project, "site", site.name), key))
+    known = ServerFacts(
+        project=project.name,
+        port=project.server.port,
+        superlink_port=project.server.superlink_port,
+        sites=tuple(site.name for site in project.sites if authority.has("site", site.name)),
+    )
+    write_whole(folder / FACTS, known.model_dump_json(indent=2).encode())
     facts = project.server.model_dump() | {
         "project": project.name,
+        "sites": known.sites,
         "nodes": nodes,
         "bind": _bracketed(project.server.bind),
         "coordinator": _dn(project, COORDINATOR, COORDINATOR),
-        "sites": [site.name for site in project.sites],
     }
     for name, source in (
         (CERTIFICATE, pem(authority.certificate)),

@@ -21,7 +21,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo; one of an earlier demo is replaced.")],
 ) -> None:
     """Synthetic hospitals, prepared, trained centralized, alone and federated, and compared."""
-    from simulation.flower import project_folder
+    from deployment.flower_app import project_folder
 
     start = time.monotonic()
     _fresh(out)

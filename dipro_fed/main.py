@@ -16,6 +16,7 @@ from dipro_fed.partition import partition
 from dipro_fed.pictures import pictures
 from dipro_fed.predict import predict
 from dipro_fed.prepare import prepare
+from dipro_fed.processes import server, show_site, start_site, stop_site
 from dipro_fed.provision import provision, request
 from dipro_fed.settings import settings
 from dipro_fed.simulate import simulate
@@ -63,7 +64,11 @@ site = typer.Typer(help="What a hospital does.", no_args_is_help=True)
 site.command()(request)
 site.command()(approve)
 site.command()(withdraw)
+site.command("start")(start_site)
+site.command("stop")(stop_site)
+site.command("status")(show_site)
 app.add_typer(site, name="site")
+app.add_typer(server, name="server")
 
 
 def run() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,15 +12,17 @@ from flwr.serverapp import Grid, ServerApp
 from dipro_model.vocabulary import SPLITS
 from federation.audit import AUDIT, AuditError, AuditLog
 from federation.code_digest import code_digest
+from federation.differences import differences
 from federation.initial import initial_model
 from federation.messages import EvaluateReply
 from federation.pooled import PooledMetric, combine, pooled_metrics
-from federation.run_folder import POOLED, Measurement
+from federation.resume import EarlierRun, find_earlier
+from federation.run_folder import POOLED, RUN, Measurement, RunError, RunRecord, read_run
 from federation.run_writer import RunWriter, new_record
 from federation.settings import RunSettings, SettingsError, from_run_config
 from server.exchange import Traffic
-from server.joining import join_sites
-from server.rounds import Round, Rounds, Verdict
+from server.joining import Federation, join_sites
+from server.rounds import Round, Rounds, ServerState, Verdict
 
 app = ServerApp()
 
@@ -33,22 +36,34 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Callable[[], None] = lambda: None) -> None:
-    """Run the federation and leave a run folder; a failure after the sites joined is recorded there, and raised."""
+    """Run the federation and leave a run folder, or go on with the same run that was interrupted in it.
+
+    A failure after the sites joined is recorded there, and raised. Raises RunError for a folder with another run or a
+    finished one, and where the sites are not those that the run began with.
+    """
+    earlier = _earlier(folder, settings)
     audit = AuditLog(path=folder / AUDIT)
-    audit.write("run began", code=code_digest(), settings=settings.model_dump(mode="json"))
+    begun = {"code": code_digest(), "settings": settings.model_dump(mode="json")}
+    audit.write("run began" if earlier is None else "run goes on", **begun)
+    memory = Memory() if earlier is None else Memory.of(earlier)
     try:
-        federation = join_sites(grid, settings, audit)
+        federation = join_sites(grid, settings, audit, run=memory.server.run)
+        record = _record(settings, federation)
+        if earlier is not None:
+            _require_same(earlier, record)
     except BaseException as error:
         _audit_failure(audit, error)
         raise
-    names, agreement, traffic = list(federation.joined), federation.agreement, federation.exchange.traffic
-    record = new_record(settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names)
-    writer = RunWriter(folder, record, agreement=agreement.to_json())
-    writer.note(agreement={"digest": agreement.digest, "notes": agreement.report()})
-    if settings.personal.method != "none":
-        writer.note(personal=True)
-    refused: list[dict[str, object]] = []
-    monitor = Monitor(name=writer.record.monitor)
+    traffic = federation.exchange.traffic
+    traffic.add(memory.traffic)
+    refused, monitor = list(memory.refused), Monitor(name=record.monitor, words=memory.monitored)
+    writer = RunWriter(
+        folder,
+        record if earlier is None else replace(earlier.record, status="running"),
+        earlier,
+        agreement=federation.agreement.to_json(),
+    )
+    writer.note(refused=refused, monitored=monitor.words)
 
     def keep(finished: Round) -> Verdict:
         refused.extend(
@@ -60,22 +75,20 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         for site, reason in sorted(finished.refused.items()):
             audit.write("refused", round=finished.number, site=site, reason=reason.removeprefix(": ").strip())
         writer.note(refused=refused, monitored=monitor.words, traffic=_noted(traffic, finished.number))
-        state = {"server": {name: torch.from_numpy(values.copy()) for name, values in finished.state.items()}}
         if monitor.has_changed:
             writer.compare_anew()
-        writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value, state)
+        remembered = Memory(finished.state, tuple(refused), monitor.words, _noted(traffic, finished.number))
+        writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value, remembered.for_checkpoint())
         writer.keep_among_last(finished.number, model, settings.federation.kept_rounds)
         after_round()
-        patience = settings.federation.patience
-        return Verdict(
-            best_round=writer.record.best_step or 0,
-            is_last=writer.steps_without_gain(finished.number) >= patience,
-        )
+        return Verdict(best_round=writer.record.best_step or 0, is_last=_is_last(writer, finished.number, settings))
 
     try:
-        model = initial_model(settings)
-        rounds = Rounds(federation, model, folder)
-        last = rounds.run(keep)
+        checkpoint = earlier.checkpoint if earlier else None
+        model = initial_model(settings) if checkpoint is None else checkpoint.model()
+        rounds = Rounds(federation, model, folder, memory.server)
+        done = memory.server.finished
+        last = done if done and _is_last(writer, done, settings) else rounds.run(keep)
         chosen, step = writer.chosen_model()
         replies = rounds.evaluate_finally(chosen, step)
         writer.note(traffic=_noted(traffic, last))
@@ -85,6 +98,90 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         _audit_failure(audit, error)
         writer.fail(error)
         raise
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run that goes on must know of its finished rounds, beside the model and what its folder says."""
+
+    server: ServerState = field(default_factory=ServerState.fresh)
+    refused: tuple[Mapping[str, object], ...] = ()
+    """Replies that were not used: round, site, reason."""
+    monitored: str = ""
+    """What rounds are compared by, in words."""
+    traffic: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, earlier: EarlierRun) -> "Memory":
+        """From the last checkpoint; fresh where the run was interrupted before its first."""
+        progress = None if earlier.checkpoint is None else earlier.checkpoint.progress
+        if earlier.checkpoint is None or progress is None:
+            return cls()
+        kept = progress.training
+        server = ServerState(
+            run=kept["run"],
+            finished=earlier.checkpoint.step,
+            best_round=progress.best_step or 0,
+            arrays={name: values.numpy() for name, values in kept["server"].items()},
+        )
+        return cls(server, tuple(kept["refused"]), kept["monitored"], kept["traffic"])
+
+    def for_checkpoint(self) -> dict[str, object]:
+        """Plain values and tensors."""
+        return {
+            "run": self.server.run,
+            "server": {name: torch.from_numpy(values.copy()) for name, values in self.server.arrays.items()},
+            "refused": list(self.refused),
+            "monitored": self.monitored,
+            "traffic": dict(self.traffic),
+        }
+
+
+def _record(settings: RunSettings, federation: Federation) -> RunRecord:
+    names, agreement = list(federation.joined), federation.agreement
+    more: dict[str, object] = {"agreement": {"digest": agreement.digest, "notes": agreement.report()}}
+    if settings.personal.method != "none":
+        more["personal"] = True
+    return new_record(
+        settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names, **more
+    )
+
+
+def _earlier(folder: Path, settings: RunSettings) -> EarlierRun | None:
+    """The run that was interrupted in a folder; which sites it has shows when they have joined."""
+    if not (folder / RUN).is_file():
+        return None
+    found = read_run(folder)
+    asked = new_record(
+        settings,
+        kind="federated",
+        name=found.name,
+        step_unit="round",
+        sites=found.sites,
+        trained_on=found.trained_on,
+    )
+    earlier = find_earlier(folder, asked, settings)
+    if earlier is not None and earlier.is_finished:
+        raise RunError(f"{folder}: the run in this folder is finished; choose another folder for a new one")
+    return earlier
+
+
+def _require_same(earlier: EarlierRun, record: RunRecord) -> None:
+    """Raises RunError where other sites joined, or the same ones with other training patients or values."""
+    began, came = earlier.record, record
+    different = differences(
+        {"sites": began.sites, "agreement": began.more.get("agreement", {}).get("digest")},
+        {"sites": came.sites, "agreement": came.more["agreement"]["digest"]},
+    )
+    if different:
+        raise RunError(
+            f"the run cannot go on with other sites or other data than it began with: {'; '.join(different)}; let the "
+            "sites of the run join with the cohorts that they had, or begin a new run"
+        )
+
+
+def _is_last(writer: RunWriter, finished: int, settings: RunSettings) -> bool:
+    return writer.steps_without_gain(finished) >= settings.federation.patience
 
 
 def _audit_failure(audit: AuditLog, error: BaseException) -> None:
@@ -101,6 +198,9 @@ LARGEST_ERROR = 0.05
 """A pooled metric that may be off by more, because cells of few patients hide where scores lie, is not used."""
 
 
+_POOLED_WORDS = "all validation patients together"
+
+
 class Monitor:
     """What the best round is chosen by: the metric of all validation patients together, where their counts allow.
 
@@ -109,15 +209,14 @@ class Monitor:
     pooled metric is not known well enough counts for nothing.
     """
 
-    def __init__(self, *, name: str) -> None:
-        self.name = name
+    def __init__(self, *, name: str, words: str = "") -> None:
+        """`words` as they were after the rounds before, where a run goes on."""
+        self.name, self.words = name, words
         self.value: float | None = None
         """Of the last round; None where it is undefined at every site."""
-        self.words = ""
-        """What it is, for run.json."""
         self.has_changed = False
         """Whether the last round was the first of which the pooled metric is used."""
-        self._is_pooled = False
+        self._is_pooled = words.startswith(_POOLED_WORDS)
 
     def watch(self, finished: Round, pooled: Mapping[str, PooledMetric]) -> None:
         metric = pooled[self.name]
@@ -125,7 +224,7 @@ class Monitor:
         self._is_pooled = self._is_pooled or self.has_changed
         if self.has_changed:
             since = "" if finished.number == 1 else f", from round {finished.number} on"
-            self.words = f"all validation patients together{since}"
+            self.words = f"{_POOLED_WORDS}{since}"
         if self._is_pooled:
             self.value = metric.value if _usable(metric) else None
         else:

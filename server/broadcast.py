@@ -1,5 +1,6 @@
 """What the server sends of its model: all of it, or to sites that hold the last version what has changed since."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,4 +73,11 @@ class Broadcast:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs beside the model."""
-        return {} if self._residual is None else {"residual": self._residual}
+        found = {"version": np.array(self.version)}
+        return found if self._residual is None else found | {"residual": self._residual}
+
+    def restore(self, weights: np.ndarray, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from the weights that were published last and from what `state` gave; every site gets all of them."""
+        self.weights, self.version = weights, int(state["version"])
+        self._residual = state.get("residual")
+        self._holders.clear()

@@ -41,6 +41,11 @@ class Traffic:
     to_sites: int = 0
     from_sites: int = 0
 
+    def add(self, earlier: Mapping[str, int]) -> None:
+        """Count what the run cost before it was interrupted, as run.json has it."""
+        self.to_sites += earlier.get("to_sites_bytes", 0)
+        self.from_sites += earlier.get("from_sites_bytes", 0)
+
 
 class Exchange:
     """Questions to sites and their replies, and how many bytes both took."""

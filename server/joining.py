@@ -32,8 +32,10 @@ class Federation:
     """What the sites' values and class weights mean in this run."""
 
 
-def join_sites(grid: Grid, settings: RunSettings, audit: AuditLog | None = None) -> Federation:
+def join_sites(grid: Grid, settings: RunSettings, audit: AuditLog | None = None, *, run: str = "") -> Federation:
     """Wait for the sites, ask each who it is and what its training part is like, and make their agreement.
+
+    Sites forget what runs of another name than `run` left there.
 
     Raises MessageError where too few sites came in time, where one cannot take part or where two have one name,
     AgreementError where they cannot train one model, DuplicatePatientsError where a patient is at two sites.
@@ -44,6 +46,7 @@ def join_sites(grid: Grid, settings: RunSettings, audit: AuditLog | None = None)
         code_digest=code_digest(),
         layout_digest="",
         weights=np.zeros(0, np.float32),
+        run=run,
         salt=draw_salt() if settings.federation.check_duplicates else b"",
     )
     exchange = Exchange(grid, settings.federation.round_seconds, audit)

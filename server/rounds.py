@@ -5,7 +5,7 @@ The loop is the project's own, over Flower's grid; Flower's strategies do the ar
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,31 @@ class Round:
     """A reply of each site that evaluated the aggregated model."""
     refused: Mapping[str, str]
     """By site, why its reply was not used: late, failed, or not what it must be."""
-    state: Mapping[str, np.ndarray]
-    """What the server must remember beside the model, by name."""
+    state: "ServerState"
+    """What the server must remember beside the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """What the server must know, beside the model, to go on after a round as if nothing had happened."""
+
+    run: str
+    """Name under which the sites keep what they remember between rounds."""
+    finished: int = 0
+    """Rounds that are over."""
+    best_round: int = 0
+    """The round with the best model so far; 0 where there is none."""
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of the strategy, the codec and SCAFFOLD, by name."""
+
+    @classmethod
+    def fresh(cls) -> "ServerState":
+        """Of a run that begins."""
+        return cls(run=secrets.token_hex(8))
+
+    def part(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays under a name, by what follows it."""
+        return {key.removeprefix(f"{name}/"): each for key, each in self.arrays.items() if key.startswith(f"{name}/")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +81,11 @@ class Verdict:
 class Rounds:
     """A federation at work on one model."""
 
-    def __init__(self, federation: Federation, model: DiPro, folder: Path) -> None:
-        """Replies may wait in `folder`. Raises StrategyError for a strategy that these sites cannot serve."""
+    def __init__(self, federation: Federation, model: DiPro, folder: Path, state: ServerState) -> None:
+        """Begin with this model, or go on with it where `state` says; replies may wait in `folder`.
+
+        Raises StrategyError for a strategy that these sites cannot serve, and for the state of another one.
+        """
         self._federation, self._model, self._folder = federation, model, folder
         self._settings = federation.settings
         self._entries, self._layout = model_entries(model), layout_digest(model)
@@ -68,7 +94,9 @@ class Rounds:
         self._broadcast.publish(flatten_weights(model))
         is_scaffold = self._settings.strategy.name == "scaffold"
         self._control = np.zeros(self._entries.parameters.size if is_scaffold else 0, np.float32)
-        self._run, self._best_round = secrets.token_hex(8), 0
+        self._run, self._best_round, self._finished = state.run, state.best_round, state.finished
+        if state.finished:
+            self._restore(state)
 
     def run(self, on_round: Callable[[Round], Verdict]) -> int:
         """All rounds; after each the model holds the aggregate, and `on_round` says whether to go on.
@@ -77,7 +105,7 @@ class Rounds:
         round, with the reason in `Round.refused`. Raises MessageError with all reasons where fewer sites than the
         quorum are left; the model is then that of the round before.
         """
-        for number in range(1, self._settings.federation.rounds + 1):
+        for number in range(self._finished + 1, self._settings.federation.rounds + 1):
             refusals = Refusals(what=f"round {number}, {TRAIN}")
             with self._replies(number) as replies:
                 trained = self._train(replies, number, refusals)
@@ -90,7 +118,7 @@ class Rounds:
                     trained=trained,
                     evaluated=evaluated,
                     refused=refusals.reasons,
-                    state=self._state(),
+                    state=self._state(number),
                 )
             )
             self._best_round = verdict.best_round
@@ -218,10 +246,16 @@ class Rounds:
         for site in refusals.reasons:
             self._broadcast.is_lost_by(site)
 
-    def _state(self) -> dict[str, np.ndarray]:
+    def _state(self, finished: int) -> ServerState:
         named = {f"strategy/{name}": values for name, values in self._aggregator.state().items()}
         named |= {f"broadcast/{name}": values for name, values in self._broadcast.state().items()}
-        return named | ({"control": self._control} if self._control.size else {})
+        named |= {"control": self._control} if self._control.size else {}
+        return ServerState(run=self._run, finished=finished, best_round=self._best_round, arrays=named)
+
+    def _restore(self, state: ServerState) -> None:
+        self._aggregator.restore(state.part("strategy"))
+        self._broadcast.restore(self._broadcast.weights, state.part("broadcast"))
+        self._control = state.arrays.get("control", self._control)
 
     def _quorum(self, asked: Mapping[int, str]) -> int:
         quorum = self._settings.federation.quorum

@@ -154,7 +154,7 @@ def _mislabelled(spec: SiteSpec, folder: Path) -> App:
         device = choose_device(str(context.node_config.get("device", "auto")))
         site = Site(records=records, settings=settings, device=device, folder=folder)
         if message.metadata.message_type == MessageType.QUERY:
-            return Message(site.join(instruction.salt).record(), reply_to=message)
+            return Message(site.join(instruction).record(), reply_to=message)
         agreement = Agreement.from_json(instruction.agreement)
         site = replace(site, records=agreed_records(records, agreement), agreement=agreement)
         return Message(site.train(DiPro(settings.config()), instruction).record(), reply_to=message)

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,9 +21,10 @@ from urllib.request import urlopen
 from client.predictions import predictions_path
 from client.records import SiteSpec
 from client.site import CHOSEN
+from deployment.flower_app import NO_NETWORK, copy_app, tool, write_run_config
 from federation.messages import MessageError
 from federation.run_folder import HISTORY, RUN, Measurement, RunRecord, read_history, read_run
-from federation.settings import RunFiles, RunSettings, SettingsError, to_run_config
+from federation.settings import RunFiles, RunSettings, SettingsError
 
 CONNECTION = "simulation"
 _START_SECONDS = 60
@@ -61,10 +61,11 @@ def simulate(
     folder, home = folder.resolve(), folder.resolve() / "flower"
     home.mkdir(parents=True)
     write_sites(specs, folder)
-    app = _copy_app(home)
+    app = copy_app(home)
     with _superlink(home, app) as address:
         _write_connection(home, address)
-        run_config = _write_run_config(settings, folder)
+        files = RunFiles(folder=str(folder), sites=str(folder / "sites.json"))
+        run_config = write_run_config(settings, files, home / "run-config.toml")
         _run(home, app, run_config, len(specs), resources or Resources(), folder, on_round)
     record = finished_record(folder)
     collect(specs, folder)
@@ -81,21 +82,6 @@ def for_sites(settings: RunSettings, specs: Sequence[SiteSpec]) -> RunSettings:
         )
     federation = settings.federation.model_copy(update={"num_sites": len(specs)})
     return settings.model_copy(update={"federation": federation})
-
-
-def _copy_app(home: Path) -> Path:
-    """The code of the app as it is now, and nothing else: what changes in the project meanwhile does not reach the run.
-
-    Server and clients both start from it, and Flower need not search the project's folder, its data and environment
-    for files to bundle.
-    """
-    project, app = project_folder(), home / "app"
-    patterns = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
-    for path in [project / "pyproject.toml", *(path for pattern in patterns for path in project.glob(pattern))]:
-        copy = app / path.relative_to(project)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    return app
 
 
 def write_sites(specs: Sequence[SiteSpec], folder: Path) -> None:
@@ -124,14 +110,6 @@ def _write_connection(home: Path, address: str) -> None:
     (home / "config.toml").write_text(text)
 
 
-def _write_run_config(settings: RunSettings, folder: Path) -> Path:
-    files = RunFiles(folder=str(folder), sites=str(folder / "sites.json"))
-    lines = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in to_run_config(settings, files).items()]
-    path = folder / "flower" / "run-config.toml"
-    path.write_text("\n".join(lines) + "\n")  # JSON's strings, numbers, true and false are TOML's as well
-    return path
-
-
 @contextmanager
 def _superlink(home: Path, app: Path) -> Iterator[str]:
     """A SuperLink in simulation mode on a free port of loopback, ended with the block; gives its address."""
@@ -142,7 +120,7 @@ def _superlink(home: Path, app: Path) -> Iterator[str]:
     log = home / "superlink.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [_tool("flower-superlink"), *command, "--host", "127.0.0.1", "--port", str(port)],
+            [tool("flower-superlink"), *command, "--host", "127.0.0.1", "--port", str(port)],
             env=_environment(home),
             cwd=app,
             stdout=output,
@@ -179,7 +157,7 @@ def _run(
         f"num-supernodes={num_sites} client-resources-num-cpus={resources.num_cpus} "
         f"client-resources-num-gpus={resources.num_gpus}"
     )
-    command = [_tool("flwr"), "run", str(app), CONNECTION, "--stream", "--run-config", str(run_config)]
+    command = [tool("flwr"), "run", str(app), CONNECTION, "--stream", "--run-config", str(run_config)]
     log, tell = home / "run.log", tell_new_rounds(folder, on_round)
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -240,29 +218,11 @@ def collect(specs: Sequence[SiteSpec], folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def project_folder() -> Path:
-    """The folder whose pyproject.toml describes the Flower app. Raises ValueError where only packages are installed."""
-    folder = Path(__file__).parents[1]
-    path = folder / "pyproject.toml"
-    if not path.is_file() or "flwr" not in tomllib.loads(path.read_text()).get("tool", {}):
-        raise ValueError(
-            f"{folder}: expected the project's pyproject.toml, which `flwr run` bundles the app from; "
-            "simulate from a clone of the project, installed with `make install`"
-        )
-    return folder
-
-
-def _tool(name: str) -> str:
-    """A command of this Python environment, whatever PATH says."""
-    return str(Path(sys.executable).parent / name)
-
-
 def _environment(home: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        **NO_NETWORK,
         "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -14,20 +14,42 @@ import torch._dynamo  # optimizers import it when they are made, which takes lon
 from client.records import SiteSpec
 from federation.settings import load_settings
 from simulation.train import train
+from tests.small_run import federate
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # One process imports torch, before it has any thread; those that are killed are forked from it.
 _CONTEXT.set_forkserver_preload([__name__])
 
 
-def run(folder: Path, cohorts: Sequence[Path], overrides: Sequence[str], *, kill_at: int | None = None) -> list[str]:
+Work = Callable[[Path, Sequence[Path], Sequence[str]], object]
+"""Trains into a folder, with these cohorts and settings."""
+
+
+def centralized(folder: Path, cohorts: Sequence[Path], overrides: Sequence[str]) -> None:
+    specs = [SiteSpec(name=cohort.name, cohort=cohort) for cohort in cohorts]
+    train(specs, load_settings(overrides=list(overrides)), folder, device="cpu")
+
+
+def federated(folder: Path, cohorts: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Server and sites in one process; what sites keep lies in folders of their own below `folder`."""
+    federate(folder, list(cohorts), load_settings(overrides=list(overrides)))
+
+
+def run(
+    folder: Path,
+    cohorts: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    kill_at: int | None = None,
+    work: Work = centralized,
+) -> list[str]:
     """Train in a process of its own and kill it with SIGKILL at its write number `kill_at`; the writes that it came to.
 
     A run that comes to fewer writes ends by itself.
     """
     log = folder.parent / f"{folder.name}.writes.json"
     log.write_text("[]")
-    process = _CONTEXT.Process(target=_train, args=(folder, list(cohorts), list(overrides), kill_at, log))
+    process = _CONTEXT.Process(target=_train, args=(work, folder, list(cohorts), list(overrides), kill_at, log))
     process.start()
     process.join(300)
     writes = json.loads(log.read_text())
@@ -36,11 +58,10 @@ def run(folder: Path, cohorts: Sequence[Path], overrides: Sequence[str], *, kill
     return writes
 
 
-def _train(folder: Path, cohorts: list[Path], overrides: list[str], kill_at: int | None, log: Path) -> None:
+def _train(work: Work, folder: Path, cohorts: list[Path], overrides: list[str], kill_at: int | None, log: Path) -> None:
     torch.set_num_threads(1)
     _watch_writes(kill_at, log)
-    specs = [SiteSpec(name=cohort.name, cohort=cohort) for cohort in cohorts]
-    train(specs, load_settings(overrides=overrides), folder, device="cpu")
+    work(folder, cohorts, overrides)
 
 
 def _watch_writes(kill_at: int | None, log: Path) -> None:

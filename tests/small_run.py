@@ -1,5 +1,6 @@
 """A run that a test can afford: the small backbone, small crops, one thread."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,11 +27,17 @@ def small_settings(*overrides: str) -> RunSettings:
     return load_settings(overrides=[*SMALL, *overrides])
 
 
-def federate(folder: Path, cohorts: list[Path], settings: RunSettings, **grid_options) -> dict[str, torch.Tensor]:
+def federate(
+    folder: Path,
+    cohorts: list[Path],
+    settings: RunSettings,
+    after_round: Callable[[], None] = lambda: None,
+    **grid_options,
+) -> dict[str, torch.Tensor]:
     """Run the whole federation in this process; the floating tensors of its last model."""
     nodes = [{"site": cohort.name, "cohort": str(cohort), "folder": str(folder / cohort.name)} for cohort in cohorts]
     grid = InProcessGrid(app, to_run_config(settings, RunFiles(folder=str(folder))), nodes, **grid_options)
-    coordinate(grid, settings, folder)
+    coordinate(grid, settings, folder, after_round)
     return last_weights(folder)
 
 

@@ -157,9 +157,9 @@ def test_a_site_trains_and_scores_on_features(folder: Path) -> None:
     settings = frozen_settings()
     records = SiteRecords(SiteSpec(name="north", cohort=folder), crop_pixels=16)
     newcomer, model = Site(records=records, settings=settings, device=CPU), initial_model(settings)
-    site = replace(newcomer, agreement=agree([newcomer.join().statistics]))
     start = flatten_weights(model)
     instruction = Instruction(server_round=1, code_digest="", layout_digest="", weights=start)
+    site = replace(newcomer, agreement=agree([newcomer.join(instruction).statistics]))
     reply = site.train(model, instruction)
     assert site.samples("train", model)[0].regions.ndim == 3
     flat = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}

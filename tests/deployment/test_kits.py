@@ -93,7 +93,7 @@ def test_openssl_accepts_chain_and_revocation(kits: Path, tmp_path: Path) -> Non
 
 
 def test_again_changes_nothing_and_a_new_site_touches_no_other(kits: Path, tmp_path: Path) -> None:
-    (kits / "sites" / "north" / "site.env").write_text("COHORT=/records\n")
+    (kits / "sites" / "north" / "site.yaml").write_text("cohort: /records\n")
     before = _contents(kits)
     assert provision(_project(tmp_path), kits, requests=tmp_path).lines == []
     assert _contents(kits) == before
@@ -108,7 +108,7 @@ def test_again_changes_nothing_and_a_new_site_touches_no_other(kits: Path, tmp_p
 
 
 def test_a_renewed_site_keeps_its_keys_and_words(kits: Path, tmp_path: Path) -> None:
-    (kits / "sites" / "north" / "site.env").write_text("COHORT=/records\n")
+    (kits / "sites" / "north" / "site.yaml").write_text("cohort: /records\n")
     before = _contents(kits)
     done = provision(_project(tmp_path), kits, requests=tmp_path, renew=["north"])
     assert [line for line in done.lines if "north" in line]

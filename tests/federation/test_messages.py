@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Array, Message
 
 # Flower creates messages for the task that its process works on; a test's process is no task, so it says it is one.
 from flwr.supercore.task_identity import TaskIdentity
@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from dipro_model.vocabulary import SPLITS
 from federation.duplicates import SALT_BYTES, hash_patients
 from federation.messages import (
+    RAW,
     EvaluateReply,
     Instruction,
     JoinReply,
     TrainReply,
+    raw_record,
 )
 from federation.results import SplitResult
 from tests.federation.test_agreement import raw_values
@@ -102,3 +104,14 @@ def test_an_evaluation_survives_the_way_undefined_metrics_too(splits: dict[str, 
     parsed = EvaluateReply.parse(Message(reply.record(), reply_to=_sent()))
     assert parsed == reply
     assert list(parsed.splits) == [split for split in SPLITS if split in splits]
+
+
+@pytest.mark.parametrize(
+    "values", [np.arange(3_000_000, dtype=np.float32), np.zeros(0, np.uint8)], ids=["large", "empty"]
+)
+def test_arrays_are_written_as_flowers_own(values: np.ndarray) -> None:
+    """A server with a database refuses every kind of object but Flower's."""
+    plain = Array(dtype=str(values.dtype), shape=values.shape, stype=RAW, data=values.tobytes())
+    own = raw_record({"weights": values})["weights"]
+    assert own.deflate() == plain.deflate()
+    assert list(own.children or ()) == list(plain.children)

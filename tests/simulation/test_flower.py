@@ -13,12 +13,13 @@ from flwr.cli.build import build_fab_from_disk
 
 from client.predictions import read_predictions
 from client.records import SiteSpec
+from deployment.flower_app import project_folder
 from dipro_model.metrics import score
 from dipro_model.vocabulary import Task
 from federation.messages import MessageError
 from federation.run_folder import POOLED, read_history, read_run
 from server.app import LARGEST_ERROR
-from simulation.flower import project_folder, simulate
+from simulation.flower import simulate
 from simulation.in_process import simulate_in_process
 from tests.make_cohort import write_cohort
 from tests.small_run import last_weights, small_settings
