@@ -95,6 +95,8 @@ def _let_out(
     policy: SitePolicy, reply: JoinReply | TrainReply | EvaluateReply
 ) -> JoinReply | TrainReply | EvaluateReply:
     """The reply without the metrics that the policy keeps back."""
+    if isinstance(reply, TrainReply) and reply.scored is not None:
+        return replace(reply, scored=cast(EvaluateReply, _let_out(policy, reply.scored)))
     if not isinstance(reply, EvaluateReply):
         return reply
     splits = {

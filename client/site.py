@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -89,13 +89,14 @@ class Site:
 
         FedProx and SCAFFOLD add to the gradients; a personal model is made beside, and stays here.
         """
-        start = time.monotonic()
         require_trainable(self.samples("train"))
-        _held.pop(model, None)
         model, entries = place(model, self.device, self.settings), model_entries(model)
         codec, state = codec_of(self.settings.communication, lambda: entries), self._state(instruction)
         received = received_weights(instruction, state, codec)
+        scored = self._score_last_round(model, instruction, received) if instruction.splits else None
+        _held.pop(model, None)  # the work changes it
         personal = Personal(settings=self.settings, state=state)
+        start = time.monotonic()
         begin = personal.start(model, received, instruction.server_round)
         unflatten_weights(model, begin)
         samples = self.samples("train", model)
@@ -124,6 +125,7 @@ class Site:
             layout_digest=layout_digest(model),
             agreement_digest=self._agreed().digest,
             control_change=control_change,
+            scored=scored,
         )
 
     def _state(self, instruction: Instruction) -> SiteState:
@@ -143,15 +145,18 @@ class Site:
 
         The predictions themselves stay in `folder`.
         """
-        start = time.monotonic()
-        model, state, factors = (
-            place(model, self.device, self.settings),
-            self._state(instruction),
-            self._class_weights(),
-        )
+        model = place(model, self.device, self.settings)
         codec = codec_of(self.settings.communication, lambda: model_entries(model))
-        received = received_weights(instruction, state, codec)
-        personal = Personal(settings=self.settings, state=state)
+        return self._score(model, instruction, received_weights(instruction, self._state(instruction), codec))
+
+    def _score_last_round(self, model: DiPro, instruction: Instruction, received: np.ndarray) -> EvaluateReply:
+        """What the model that a round begins with is worth: that of the round before."""
+        return self._score(model, replace(instruction, server_round=instruction.server_round - 1), received)
+
+    def _score(self, model: DiPro, instruction: Instruction, received: np.ndarray) -> EvaluateReply:
+        start = time.monotonic()
+        factors = self._class_weights()
+        personal = Personal(settings=self.settings, state=self._state(instruction))
         version = (instruction.run, instruction.version)
         if not instruction.run or _held.pop(model, None) != version:
             unflatten_weights(model, received)

@@ -26,6 +26,8 @@ WEIGHT_KEY = "num-examples"
 """Key of a reply's number of training samples, which Flower's FedAvg weighs with."""
 
 _FLAT, _CONTROL, _COUNTS = "weights", "control", "counts"
+_SCORED = "scored "
+"""Before the keys of an evaluation that travels with a reply to `train`."""
 _TYPES = {"float32": "<f4", "uint8": "|u1"}
 WHOLE = -1
 """In place of a base version: the weights are the whole model."""
@@ -69,7 +71,7 @@ class Instruction:
     best_round: int = 0
     """Round with the best model so far, 0 before there is one; of it a site keeps its personal model."""
     splits: tuple[str, ...] = ()
-    """Splits to evaluate."""
+    """Splits to evaluate; in `train` of the model that the round begins with, before the work."""
     final: bool = False
     """Whether this evaluates the model that the run ends with."""
     salt: bytes = b""
@@ -169,6 +171,8 @@ class TrainReply:
     """Digest of the agreement that its values and class weights followed."""
     control_change: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """SCAFFOLD: change of the site's control variate, float32 [parameter]; empty otherwise."""
+    scored: "EvaluateReply | None" = None
+    """Of the model that the round began with, where the instruction asked for splits."""
 
     def result(self) -> SplitResult:
         """What this says of the training split."""
@@ -185,7 +189,8 @@ class TrainReply:
             "agreement-digest": self.agreement_digest,
         }
         arrays = _pack(self.weights, self.control_change)
-        return RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config)})
+        scored = {} if self.scored is None else self.scored.records(_SCORED)
+        return RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config), **scored})
 
     @classmethod
     @_complete("a reply to train")
@@ -203,6 +208,7 @@ class TrainReply:
             code_digest=cast(str, config["code-digest"]),
             layout_digest=cast(str, config["layout-digest"]),
             agreement_digest=cast(str, config["agreement-digest"]),
+            scored=EvaluateReply.read(message, _SCORED) if _SCORED + CONFIG in message.content else None,
         )
 
 
@@ -217,6 +223,10 @@ class EvaluateReply:
     """By split, what the pooled metrics are made from; only of the splits that choose the model."""
 
     def record(self) -> RecordDict:
+        return RecordDict(self.records())
+
+    def records(self, prefix: str = "") -> dict[str, ArrayRecord | MetricRecord | ConfigRecord]:
+        """The records of a message, under keys that begin with `prefix`."""
         values: dict[str, int | float] = {WEIGHT_KEY: sum(split.num_samples for split in self.splits.values())}
         values["seconds"] = self.seconds
         undefined: list[str] = []
@@ -230,25 +240,30 @@ class EvaluateReply:
                     values[f"{split}|metric|{name}"] = value
         config = ConfigRecord({"site": self.site, "undefined": undefined, "counted": list(self.counts)})
         counts = {
-            f"{_COUNTS}/{split}": ArrayRecord({name: Array(values) for name, values in each.arrays().items()})
+            f"{prefix}{_COUNTS}/{split}": ArrayRecord({name: Array(values) for name, values in each.arrays().items()})
             for split, each in self.counts.items()
         }
-        return RecordDict({METRICS: MetricRecord(dict(values)), CONFIG: config, **counts})
+        return {prefix + METRICS: MetricRecord(dict(values)), prefix + CONFIG: config, **counts}
+
+    @classmethod
+    def parse(cls, message: Message) -> "EvaluateReply":
+        return cls.read(message)
 
     @classmethod
     @_complete("a reply to evaluate")
-    def parse(cls, message: Message) -> "EvaluateReply":
-        values: dict[str, float | None] = dict(_metrics(message))
-        config, arrays = message.content.config_records[CONFIG], message.content.array_records
+    def read(cls, message: Message, prefix: str = "") -> "EvaluateReply":
+        """From the records under keys that begin with `prefix`. Raises MessageError."""
+        values: dict[str, float | None] = dict(_metrics(message, prefix))
+        config, arrays = message.content.config_records[prefix + CONFIG], message.content.array_records
         values |= dict.fromkeys(cast(list[str], config["undefined"]))
         counts = {
-            split: {name: array.numpy() for name, array in arrays[f"{_COUNTS}/{split}"].items()}
+            split: {name: array.numpy() for name, array in arrays[f"{prefix}{_COUNTS}/{split}"].items()}
             for split in cast(list[str], config["counted"])
         }
         present = {key.split("|")[0] for key in values if "|" in key}
         splits = [split for split in SPLITS if split in present]
         return cls(
-            site=_site(message),
+            site=_site(message, prefix),
             splits={split: _split_result(split, values) for split in splits},
             seconds=cast(float, values["seconds"]),
             counts={split: ScoreCounts.from_arrays(each) for split, each in counts.items()},
@@ -350,9 +365,9 @@ def _unpack_one(array: Array) -> np.ndarray:
     return values
 
 
-def _metrics(message: Message) -> dict[str, float]:
-    return cast(dict[str, float], dict(message.content.metric_records[METRICS]))
+def _metrics(message: Message, prefix: str = "") -> dict[str, float]:
+    return cast(dict[str, float], dict(message.content.metric_records[prefix + METRICS]))
 
 
-def _site(message: Message) -> str:
-    return cast(str, message.content.config_records[CONFIG]["site"])
+def _site(message: Message, prefix: str = "") -> str:
+    return cast(str, message.content.config_records[prefix + CONFIG]["site"])

@@ -183,6 +183,9 @@ class FederationSettings(Section):
     """Sites whose replies a round needs; `all` means every site that was asked. Without it the run ends."""
     minimum_cell: Annotated[int, Field(ge=1)] = 10
     """Patients that each number a site discloses of its data and scores tells of at least; 1 protects nobody."""
+    visits: Literal["one", "two"] = "two"
+    """How often a round comes to a site: twice, to train and then to score the aggregate; or once, to score the last
+    round's aggregate and train on it. Over a network a visit costs seconds; only sites that train then score."""
     check_duplicates: bool = True
     """Refuse patients at two sites, by salted hashes of identifiers; false where sites number theirs independently."""
     join_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -65,6 +65,15 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
     )
     writer.note(refused=refused, monitored=monitor.words)
 
+    def keep_unscored(aggregated: Round) -> None:
+        remembered = Memory(
+            replace(aggregated.state, unscored=aggregated.plain()),
+            tuple(refused),
+            monitor.words,
+            _noted(traffic, aggregated.number),
+        )
+        writer.keep_unfinished(aggregated.number - 1, model, remembered.for_checkpoint())
+
     def keep(finished: Round) -> Verdict:
         refused.extend(
             {"round": finished.number, "site": site, "reason": reason.removeprefix(": ").strip()}
@@ -88,7 +97,7 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         model = initial_model(settings) if checkpoint is None else checkpoint.model()
         rounds = Rounds(federation, model, folder, memory.server)
         done = memory.server.finished
-        last = done if done and _is_last(writer, done, settings) else rounds.run(keep)
+        last = done if done and _is_last(writer, done, settings) else rounds.run(keep, keep_unscored)
         chosen, step = writer.chosen_model()
         replies = rounds.evaluate_finally(chosen, step)
         writer.note(traffic=_noted(traffic, last))
@@ -122,6 +131,7 @@ class Memory:
             run=kept["run"],
             finished=earlier.checkpoint.step,
             best_round=progress.best_step or 0,
+            unscored=kept["unscored"],
             arrays={name: values.numpy() for name, values in kept["server"].items()},
         )
         return cls(server, tuple(kept["refused"]), kept["monitored"], kept["traffic"])
@@ -131,6 +141,7 @@ class Memory:
         return {
             "run": self.server.run,
             "server": {name: torch.from_numpy(values.copy()) for name, values in self.server.arrays.items()},
+            "unscored": self.server.unscored,
             "refused": list(self.refused),
             "monitored": self.monitored,
             "traffic": dict(self.traffic),

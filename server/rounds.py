@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -44,6 +45,21 @@ class Round:
     state: "ServerState"
     """What the server must remember beside the model."""
 
+    def plain(self) -> dict[str, Any]:
+        """What a checkpoint keeps of a round that was not scored yet."""
+        trained = [
+            {"site": each.site, "num_samples": each.num_samples, "losses": dict(each.losses), "seconds": each.seconds}
+            for each in self.trained
+        ]
+        return {"number": self.number, "trained": trained, "refused": dict(self.refused)}
+
+    @classmethod
+    def of_plain(cls, kept: Mapping[str, Any], state: "ServerState") -> "Round":
+        """From what `plain` gave."""
+        nothing = {"weights": np.zeros(0, np.float32), "code_digest": "", "layout_digest": "", "agreement_digest": ""}
+        trained = [TrainReply(**each, server_round=kept["number"], **nothing) for each in kept["trained"]]
+        return cls(number=kept["number"], trained=trained, evaluated=[], refused=kept["refused"], state=state)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
@@ -57,6 +73,8 @@ class ServerState:
     """The round with the best model so far; 0 where there is none."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Of the strategy, the codec and SCAFFOLD, by name."""
+    unscored: Mapping[str, Any] | None = None
+    """A round after the finished ones whose aggregate the model is already, as `Round.plain` gives it."""
 
     @classmethod
     def fresh(cls) -> "ServerState":
@@ -95,36 +113,44 @@ class Rounds:
         is_scaffold = self._settings.strategy.name == "scaffold"
         self._control = np.zeros(self._entries.parameters.size if is_scaffold else 0, np.float32)
         self._run, self._best_round, self._finished = state.run, state.best_round, state.finished
-        if state.finished:
+        self._unscored = None if state.unscored is None else Round.of_plain(state.unscored, state)
+        if state.finished or state.unscored:
             self._restore(state)
 
-    def run(self, on_round: Callable[[Round], Verdict]) -> int:
+    def run(self, on_round: Callable[[Round], Verdict], on_aggregate: Callable[[Round], None]) -> int:
         """All rounds; after each the model holds the aggregate, and `on_round` says whether to go on.
 
+        `on_aggregate` is told of a round whose aggregate the sites will score when they are visited next.
         Returns the number of the last round. A site that is late, fails or sends what it must not is left out of its
         round, with the reason in `Round.refused`. Raises MessageError with all reasons where fewer sites than the
         quorum are left; the model is then that of the round before.
         """
-        for number in range(self._finished + 1, self._settings.federation.rounds + 1):
+        federation, unscored = self._settings.federation, self._unscored
+        first = self._finished + 1 if unscored is None else unscored.number + 1
+        for number in range(first, federation.rounds + 1):
             refusals = Refusals(what=f"round {number}, {TRAIN}")
             with self._replies(number) as replies:
-                trained = self._train(replies, number, refusals)
+                trained = self._train(replies, number, refusals, splits=("val",) if unscored else ())
+                if unscored and self._is_last(on_round, unscored, _scores(trained)):
+                    return unscored.number  # the work of the sites since then is not used
                 weights, self._control = replies.aggregate()
             self._publish(weights)
-            evaluated = self.evaluate(number, splits=("val",))
-            verdict = on_round(
-                Round(
-                    number=number,
-                    trained=trained,
-                    evaluated=evaluated,
-                    refused=refusals.reasons,
-                    state=self._state(number),
-                )
+            finished = Round(
+                number=number, trained=trained, evaluated=[], refused=refusals.reasons, state=self._state(number)
             )
-            self._best_round = verdict.best_round
-            if verdict.is_last:
+            if federation.visits == "one":
+                on_aggregate(finished)
+                unscored = finished
+            elif self._is_last(on_round, finished, self.evaluate(number, splits=("val",))):
                 return number
-        return self._settings.federation.rounds
+        if unscored:
+            self._is_last(on_round, unscored, self.evaluate(unscored.number, splits=("val",)))
+        return federation.rounds
+
+    def _is_last(self, on_round: Callable[[Round], Verdict], finished: Round, evaluated: list[EvaluateReply]) -> bool:
+        verdict = on_round(replace(finished, evaluated=evaluated))
+        self._best_round = verdict.best_round
+        return verdict.is_last
 
     def evaluate(self, number: int, *, splits: tuple[str, ...]) -> list[EvaluateReply]:
         """What each site says of the model on its own patients of these splits, in the order of the names.
@@ -156,11 +182,14 @@ class Rounds:
         refusals.require(len(federation.nodes) if final else self._quorum(federation.nodes), len(evaluated))
         return evaluated
 
-    def _train(self, replies: Replies, number: int, refusals: Refusals) -> list[TrainReply]:
-        """Let the sites of a round train and take their replies in; what each says comes back, without its weights."""
+    def _train(self, replies: Replies, number: int, refusals: Refusals, *, splits: tuple[str, ...]) -> list[TrainReply]:
+        """Let the sites of a round train and take their replies in; what each says comes back, without its weights.
+
+        With `splits` each scores the model that it begins with in the same visit.
+        """
         asked, trained = participants(self._federation.nodes, self._settings, number), {}
         # They come in the order of the sites' names, so that sums do not depend on who answered first.
-        for reply, _ in self._ask(number, TRAIN, asked, TrainReply, refusals):
+        for reply, _ in self._ask(number, TRAIN, asked, TrainReply, refusals, splits=splits):
             try:
                 problem = replies.add(self._decoded(reply))
             except CodecError as error:
@@ -260,6 +289,10 @@ class Rounds:
     def _quorum(self, asked: Mapping[int, str]) -> int:
         quorum = self._settings.federation.quorum
         return len(asked) if quorum == "all" else quorum
+
+
+def _scores(trained: list[TrainReply]) -> list[EvaluateReply]:
+    return [reply.scored for reply in trained if reply.scored is not None]
 
 
 def participants(nodes: Mapping[int, str], settings: RunSettings, server_round: int) -> dict[int, str]:
