@@ -24,7 +24,6 @@ from typing import Any, cast
 from supervisor.xmlrpc import SupervisorTransport
 
 from deployment.programs import LOCK, Program
-from deployment.site_kit import KitError
 from federation.files import write_whole
 
 _STAYS_UP_SECONDS = 2
@@ -76,7 +75,7 @@ class Supervision:
             (self.folder / name).mkdir(exist_ok=True)
         _require_unused(state)
         for what, port in ports.items():
-            _require_free(what, port)
+            require_free(what, port)
         configuration = self.folder / "run" / "supervisord.conf"
         write_whole(configuration, self._configuration(programs).encode())
         command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(configuration)]
@@ -213,11 +212,12 @@ def _require_unused(state: Path) -> None:
             ) from None
 
 
-def _require_free(what: str, port: int) -> None:
+def require_free(what: str, port: int) -> None:
+    """Raises SupervisionError for a port of this machine's loopback that is taken; `what` says where it is set."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        raise KitError(
+        raise SupervisionError(
             f"port {port} ({what} in the project file) cannot be had ({error.strerror}): end what uses it, or choose "
             "another port and provision again"
         ) from None

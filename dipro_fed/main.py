@@ -10,6 +10,7 @@ from dipro_fed.approve import approve, withdraw
 from dipro_fed.audit import verify
 from dipro_fed.compare import compare
 from dipro_fed.demo import demo
+from dipro_fed.doctor import doctor
 from dipro_fed.evaluate import evaluate
 from dipro_fed.inspect import inspect
 from dipro_fed.partition import partition
@@ -64,6 +65,7 @@ site = typer.Typer(help="What a hospital does.", no_args_is_help=True)
 site.command()(request)
 site.command()(approve)
 site.command()(withdraw)
+site.command()(doctor)
 site.command("start")(start_site)
 site.command("stop")(stop_site)
 site.command("status")(show_site)

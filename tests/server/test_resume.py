@@ -98,7 +98,10 @@ def test_another_run_does_not_go_on(tmp_path: Path, cohorts: list[Path]) -> None
     _interrupt(tmp_path, cohorts)
     with pytest.raises(RunError, match=r"training.batch_size: expected 3, found 2"):
         federate(tmp_path, cohorts, small_settings(*SETTINGS, "training.batch_size=3"))
-    others = [*cohorts[:1], write_cohort(tmp_path / "other" / "south", num_patients=12, num_images=2, seed=5, first_subject=900)]
+    others = [
+        *cohorts[:1],
+        write_cohort(tmp_path / "other" / "south", num_patients=12, num_images=2, seed=5, first_subject=900),
+    ]
     with pytest.raises(RunError, match="other sites or other data than it began with: agreement: expected"):
         federate(tmp_path, others, small_settings(*SETTINGS))
     assert read_run(tmp_path).status == "failed"

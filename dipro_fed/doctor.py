@@ -1,0 +1,102 @@
+"""`dipro-fed site doctor`: whether this hospital is ready to join, before it does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from dipro_fed.processes import Kit
+
+if TYPE_CHECKING:
+    from client.policy import SitePolicy
+    from deployment.checks import Check
+    from deployment.site_kit import SiteKit
+
+_MARKS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+def doctor(kit: Kit = Path()) -> None:
+    """Look at installation, machine, kit, policy, cohort and the way to the server; exit status 1 where one fails."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from deployment.checks import Outcome
+
+    table = Table("check", "", "found", "what to do")
+    outcomes = []
+    for check in _checks(kit.resolve()):
+        mark = Text(check.outcome, style=_MARKS[check.outcome])
+        table.add_row(check.name, mark, Text(check.found), Text(check.advice))
+        outcomes.append(check.outcome)
+    Console().print(table)
+    if Outcome.FAIL in outcomes:
+        raise typer.Exit(1)
+
+
+def _checks(folder: Path) -> "Iterator[Check]":
+    from deployment.checks import (
+        check_approvals,
+        check_installation,
+        check_kit,
+        check_machine,
+        check_ports,
+        check_server,
+        failed,
+    )
+    from deployment.site_kit import load_site_kit
+
+    yield from check_installation()
+    yield from check_kit(folder)
+    try:
+        kit = load_site_kit(folder)
+    except ValueError:
+        kit = None  # said above
+    yield from check_machine("auto" if kit is None else kit.settings.device, folder if kit is None else kit.state)
+    policy, checks = _policy(folder)
+    yield from checks
+    if kit is not None:
+        yield from check_ports(kit)
+        if policy is not None:
+            yield from _cohort(kit, policy)
+    yield from check_approvals(folder)
+    try:
+        yield from check_server(folder)
+    except (OSError, ValueError) as error:
+        yield failed("server", error, "mend the kit first")
+
+
+def _policy(folder: Path) -> "tuple[SitePolicy | None, list[Check]]":
+    from client.policy import PolicyError, load_policy
+    from deployment.checks import failed, passed
+    from deployment.site_kit import POLICY
+
+    try:
+        policy = load_policy(folder / POLICY)
+    except PolicyError as error:
+        return None, [failed("policy", error, "mend policy.yaml; until then this site refuses everything")]
+    hours = ", ".join(policy.hours) or "all day"
+    return policy, [passed("policy", f"allows {', '.join(policy.tasks)}; {hours}; cells of {policy.minimum_cell}")]
+
+
+def _cohort(kit: "SiteKit", policy: "SitePolicy") -> "Iterator[Check]":
+    from client.cohort import CohortError, open_cohort
+    from deployment.checks import failed, passed
+
+    try:
+        cohort = open_cohort(kit.cohort)
+    except (CohortError, OSError) as error:
+        yield failed("cohort", error, "prepare it again: dipro-fed prepare")
+        return
+    yield passed("cohort", f"schema and checksums of {kit.cohort} are right")
+    stays = cohort.stays
+    count = stays.loc[stays["split"] == "train", "subject_id"].nunique()
+    if count < policy.minimum_patients:
+        yield failed(
+            "patients",
+            f"fewer for training than the {policy.minimum_patients} that policy.yaml asks for",
+            "prepare more of them, or lower minimum_patients if this hospital may",
+        )
+    else:
+        yield passed("patients", f"{policy.minimum_patients} for training or more, as policy.yaml asks")
