@@ -190,6 +190,8 @@ class FederationSettings(Section):
     """Refuse patients at two sites, by salted hashes of identifiers; false where sites number theirs independently."""
     join_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Longest wait for the sites to come online."""
+    attempts: Annotated[int, Field(ge=1)] = 3
+    """How often a site is asked in a round whose process or link was lost; it is asked again once it is back online."""
     round_seconds: Annotated[float, Field(gt=0)] = 86400.0
     """Longest wait for the replies of one round; the round goes on without late sites if it has its quorum."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from federation.audit import AuditLog
@@ -13,6 +14,16 @@ from federation.messages import EvaluateReply, JoinReply, MessageError, TrainRep
 
 _POLL_SECONDS = 0.3
 """Flower's own loop looks every three seconds, which a round of a small model does not take."""
+
+_LOST = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
+"""Errors that Flower writes in place of a site; what a site itself says is final."""
+_BACK_OFF, _LONGEST_BACK_OFF = 2.0, 60.0
+"""Seconds before a site is asked again the first time, twice as many each time, and at most."""
 
 Reply = TypeVar("Reply", JoinReply, TrainReply, EvaluateReply)
 
@@ -50,9 +61,10 @@ class Traffic:
 class Exchange:
     """Questions to sites and their replies, and how many bytes both took."""
 
-    def __init__(self, grid: Grid, seconds: float, audit: AuditLog | None = None) -> None:
-        """`seconds` is the longest wait for the replies to one question; `audit` is told what went and came."""
-        self.grid, self.seconds, self.traffic, self.audit = grid, seconds, Traffic(), audit
+    def __init__(self, grid: Grid, seconds: float, audit: AuditLog | None = None, *, attempts: int = 1) -> None:
+        """`seconds` is the longest wait for the replies to one question, `attempts` how often a site that is lost
+        meanwhile is asked in all; `audit` is told what went and came."""
+        self.grid, self.seconds, self.traffic, self.audit, self.attempts = grid, seconds, Traffic(), audit, attempts
 
     def replies(
         self,
@@ -61,14 +73,18 @@ class Exchange:
         nodes: Mapping[int, str],
         kind: type[Reply],
         refusals: Refusals,
+        *,
+        enough: int = 0,
     ) -> Iterator[tuple[Reply, Message]]:
         """Replies that say what they must, in the order of the sites' names, each with its message.
 
-        `content` gives what a site is sent, by its name. The other replies, and once all are through the sites that did
+        `content` gives what a site is sent, by its name; sites that were lost are not waited for when `enough` have
+        answered. The other replies, and once all are through the sites that did
         not answer, are noted in `refusals`.
         """
         said = {"exchange": refusals.what}
-        asked = ask(self.grid, self._sent(content, said), what, nodes, self.seconds)
+        sent = self._sent(content, said)
+        asked = ask(self.grid, sent, what, nodes, self.seconds, attempts=self.attempts, enough=enough)
         yield from _parsed(self._counted(asked, said), nodes, kind, refusals)
 
     def _sent(self, content: Callable[[str], RecordDict], said: Mapping[str, str]) -> Callable[[str], RecordDict]:
@@ -95,30 +111,94 @@ class Exchange:
             self.audit.write(event, **facts)
 
 
+class Asking:
+    """One question to some sites, asked again where a process or a link was lost."""
+
+    def __init__(self, grid: Grid, content: Callable[[str], RecordDict], what: str, nodes: Mapping[int, str]) -> None:
+        """`nodes` maps node ids to sites' names; `content` gives what a site is sent, by its name."""
+        self._grid, self._content, self._what, self._nodes = grid, content, what, nodes
+        self._asked: dict[str, int] = {}
+        """Nodes that have not answered, by the id of the message that was sent last."""
+        self._times = dict.fromkeys(nodes, 0)
+        self._again: dict[int, float] = {}
+        """When a node that was lost is asked again, if it is online by then."""
+        self._send(list(nodes))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody is at work and nobody is to be asked again."""
+        return not self._asked and not self._again
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is at work."""
+        return not self._asked
+
+    def pull(self, attempts: int) -> tuple[list[tuple[str, Message]], bool]:
+        """Replies that came, by site, and whether any message came at all.
+
+        Whoever was lost before its `attempts` are used up is noted, to be asked again. Replies are matched by the
+        message they answer: one that Flower writes in place of a site that was lost comes from another node.
+        """
+        replies, came = [], list(self._grid.pull_messages(list(self._asked))) if self._asked else []
+        for reply in came:
+            # Neither a second reply to the same question nor one to an earlier question counts.
+            node = self._asked.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:
+                continue
+            if reply.has_error() and reply.error.code in _LOST and self._times[node] < attempts:
+                wait = min(_LONGEST_BACK_OFF, _BACK_OFF * 2 ** (self._times[node] - 1))
+                self._again[node] = time.monotonic() + wait
+                continue
+            replies.append((self._nodes[node], reply))
+        return replies, bool(came)
+
+    def ask_again(self) -> None:
+        """Ask those whose time has come and who are online."""
+        due = [node for node, when in self._again.items() if time.monotonic() >= when]
+        if due:
+            online = set(self._grid.get_node_ids())
+            self._send([node for node in due if node in online])
+
+    def _send(self, nodes: list[int]) -> None:
+        messages = [
+            Message(self._content(self._nodes[node]), dst_node_id=node, message_type=self._what) for node in nodes
+        ]
+        ids = self._grid.push_messages(messages) if messages else []
+        for node, each in zip(nodes, ids, strict=False):
+            self._times[node] += 1
+            self._again.pop(node, None)
+            if each:
+                self._asked[each] = node
+
+
 def ask(
-    grid: Grid, content: Callable[[str], RecordDict], what: str, nodes: Mapping[int, str], seconds: float
+    grid: Grid,
+    content: Callable[[str], RecordDict],
+    what: str,
+    nodes: Mapping[int, str],
+    seconds: float,
+    *,
+    attempts: int = 1,
+    enough: int = 0,
 ) -> Iterator[tuple[str, Message]]:
     """Send each of these nodes its content and yield site and reply, errors too, as they arrive.
 
-    `nodes` maps node ids to sites' names. Ends when all have answered or after `seconds`, whichever is first; who did
-    not answer is for the caller to see. Replies are matched by the message they answer: one that Flower writes in
-    place of a site that was lost comes from another node.
+    A site whose process or link was lost is asked again, once it is online, up to `attempts` times in all; but not
+    waited for where `enough` sites have answered. Ends when all have answered or after `seconds`, whichever is first;
+    who did not answer is for the caller to see.
     """
-    deadline = time.monotonic() + seconds
-    messages = [Message(content(site), dst_node_id=node, message_type=what) for node, site in nodes.items()]
-    ids = grid.push_messages(messages)
-    waiting = {each: site for each, site in zip(ids, nodes.values(), strict=False) if each}
-    del messages  # the content must not outlive the exchange
-    while waiting:
-        replies = list(grid.pull_messages(list(waiting)))
-        for reply in replies:
-            # Neither a second reply to the same question nor one to an earlier question counts.
-            site = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if site is not None:
-                yield site, reply
-        if time.monotonic() >= deadline:
+    deadline, answered = time.monotonic() + seconds, 0
+    asking = Asking(grid, content, what, nodes)
+    while not asking.is_over:
+        replies, came = asking.pull(attempts)
+        for site, reply in replies:
+            answered += not reply.has_error()
+            yield site, reply
+        if time.monotonic() >= deadline or (asking.is_idle and 0 < enough <= answered):
             return
-        if waiting and not replies:
+        asking.ask_again()
+        if not asking.is_over and not came:
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
 

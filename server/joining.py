@@ -49,7 +49,7 @@ def join_sites(grid: Grid, settings: RunSettings, audit: AuditLog | None = None,
         run=run,
         salt=draw_salt() if settings.federation.check_duplicates else b"",
     )
-    exchange = Exchange(grid, settings.federation.round_seconds, audit)
+    exchange = Exchange(grid, settings.federation.round_seconds, audit, attempts=settings.federation.attempts)
     refusals = Refusals(what="joining")
     record = instruction.record()
     replies = exchange.replies(lambda site: record, JOIN, nodes, JoinReply, refusals)

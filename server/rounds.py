@@ -177,9 +177,12 @@ class Rounds:
 
     def _evaluate(self, number: int, splits: tuple[str, ...], *, final: bool) -> list[EvaluateReply]:
         federation, refusals = self._federation, Refusals(what=f"round {number}, {EVALUATE}")
-        replies = self._ask(number, EVALUATE, federation.nodes, EvaluateReply, refusals, splits=splits, final=final)
+        enough = len(federation.nodes) if final else self._quorum(federation.nodes)
+        replies = self._ask(
+            number, EVALUATE, federation.nodes, EvaluateReply, refusals, enough, splits=splits, final=final
+        )
         evaluated = [reply for reply, _ in replies]
-        refusals.require(len(federation.nodes) if final else self._quorum(federation.nodes), len(evaluated))
+        refusals.require(enough, len(evaluated))
         return evaluated
 
     def _train(self, replies: Replies, number: int, refusals: Refusals, *, splits: tuple[str, ...]) -> list[TrainReply]:
@@ -189,7 +192,7 @@ class Rounds:
         """
         asked, trained = participants(self._federation.nodes, self._settings, number), {}
         # They come in the order of the sites' names, so that sums do not depend on who answered first.
-        for reply, _ in self._ask(number, TRAIN, asked, TrainReply, refusals, splits=splits):
+        for reply, _ in self._ask(number, TRAIN, asked, TrainReply, refusals, self._quorum(asked), splits=splits):
             try:
                 problem = replies.add(self._decoded(reply))
             except CodecError as error:
@@ -241,6 +244,7 @@ class Rounds:
         nodes: Mapping[int, str],
         kind: type[Reply],
         refusals: Refusals,
+        enough: int,
         *,
         splits: tuple[str, ...] = (),
         final: bool = False,
@@ -268,7 +272,7 @@ class Rounds:
                 records[parcel.base] = instruction.record()
             return records[parcel.base]
 
-        for reply, message in self._federation.exchange.replies(content, what, nodes, kind, refusals):
+        for reply, message in self._federation.exchange.replies(content, what, nodes, kind, refusals, enough=enough):
             records.clear()  # what was sent must not outlive the exchange
             self._broadcast.is_held_by(reply.site)
             yield reply, message
