@@ -3,6 +3,7 @@
 A value "published" stands for what DiPro was published with for the task of the run.
 """
 
+import math
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -211,6 +212,10 @@ class FederationSettings(Section):
 Parameter = Literal["default"] | Annotated[float, Field(ge=0)]
 
 
+_LAST_FACTOR = 0.05
+"""What the server's step shrinks to."""
+
+
 class StrategySettings(Section):
     """How the server makes the next model of the replies; docs/strategies.md gives formulas and defaults."""
 
@@ -234,6 +239,9 @@ class StrategySettings(Section):
     """FedProx: strength of the pull towards the global model; must be given."""
     server_rate: Parameter = "default"
     """FedAvgM, FedAdam, FedYogi, FedAdagrad, SCAFFOLD: learning rate of the server's step."""
+    server_schedule: Literal["constant", "cosine"] = "constant"
+    """FedAdam, FedYogi, FedAdagrad: whether the server's step shrinks over the rounds, on half a cosine to a twentieth.
+    A falling rate at the sites does not make it shorter: these strategies divide that out."""
     momentum: Parameter = "default"
     """FedAvgM: share of the last step that the next one keeps."""
     beta_1: Parameter = "default"
@@ -258,9 +266,15 @@ class StrategySettings(Section):
     recalibrate: bool = False
     """Give batch norm the statistics of all sites' samples together, where the mean forgets that sites differ."""
 
+    def server_factor(self, server_round: int, rounds: int) -> float:
+        """What the server's step of a round, counted from 1, is multiplied by."""
+        if self.server_schedule == "constant":
+            return 1.0
+        return _LAST_FACTOR + (1 - _LAST_FACTOR) * (1 + math.cos(math.pi * (server_round - 1) / rounds)) / 2
+
     def parameters(self) -> dict[str, float]:
         """The strategy's parameters that are set."""
-        named = self.model_dump(exclude={"name", "norm_factor", "recalibrate"})
+        named = self.model_dump(exclude={"name", "norm_factor", "recalibrate", "server_schedule"})
         return {name: value for name, value in named.items() if value != "default"}
 
 

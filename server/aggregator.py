@@ -6,7 +6,7 @@ distances between float32 weights are mostly rounding, and FedAvgM would step fr
 changed the aggregate. Running statistics of batch norm never take part in a strategy's arithmetic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,17 +49,20 @@ class Aggregator:
         num_sites: int,
         statistics: Entries | None = None,
         faster: tuple[Entries, float] | None = None,
+        factor: Callable[[int], float] = lambda server_round: 1.0,
     ) -> None:
         """`statistics` are the entries that running means and variances take; None where the model has none.
 
         `faster` are entries with a learning rate of their own, as a multiple of the others': an adaptive strategy
-        divides out how much longer the sites' steps were there, so its own are made longer instead. Raises
-        StrategyError where the settings make no sense for so many sites.
+        divides out how much longer the sites' steps were there, so its own are made longer instead. All its steps of a
+        round are multiplied by `factor`. Raises StrategyError where the settings make no sense for so many sites.
         """
         self.name = name
         self.flower = make_strategy(name, parameters, num_sites=num_sites)
         self.least_replies = least_replies(name, parameters)
-        self._statistics, self._faster = statistics, faster if isinstance(self.flower, FedOpt) else None
+        is_adaptive = isinstance(self.flower, FedOpt)
+        self._statistics, self._faster = statistics, faster if is_adaptive else None
+        self._factor = factor if is_adaptive else lambda server_round: 1.0
 
     def aggregate(self, server_round: int, reference: np.ndarray, updates: Sequence[SiteUpdate]) -> np.ndarray:
         """float32 [number]: the next global model; `reference` is the one that the round began with.
@@ -74,7 +77,7 @@ class Aggregator:
         before = through.take(reference)
         messages = [self._message(each, _less(through.take(each.weights), before)) for each in updates]
         # FedAdam and QFedAvg return double precision.
-        after = before + self._step(server_round, messages)
+        after = before + self._factor(server_round) * self._step(server_round, messages)
         weights = reference.copy()
         through.put(weights, after.astype(np.float32, copy=False))
         if self._faster is not None:

@@ -320,6 +320,7 @@ def make_aggregator(settings: RunSettings, entries: ModelEntries, static_fusion:
         num_sites=federation.sites_a_round,
         statistics=statistics if statistics.size else None,
         faster=(static_fusion, settings.training.static_fusion_rate),
+        factor=lambda server_round: strategy.server_factor(server_round, federation.rounds),
     )
     if federation.quorum != "all" and federation.quorum < aggregator.least_replies:
         raise StrategyError(

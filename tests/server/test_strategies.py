@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedProx, Krum, MultiKrum
 from flwr.supercore.task_identity import TaskIdentity
 
+from federation.sections import StrategySettings
 from federation.selection import Entries
 from server.aggregator import Aggregator, SiteUpdate
 from server.strategies import STRATEGIES, StrategyError, complete_parameters, least_replies, make_strategy
@@ -176,6 +177,27 @@ def test_an_adaptive_strategys_step_is_longer_where_the_rate_is(name: str) -> No
     factors = np.where(faster.mask() & is_adaptive, 20.0, 1.0)
     np.testing.assert_allclose(found - START, factors * (plain - START), rtol=1e-3, atol=1e-6)
     assert ((found != plain) == (faster.mask() & is_adaptive)).all()
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_an_adaptive_strategys_step_shrinks_as_it_is_told(name: str) -> None:
+    """Half as long in the second round, from the model that the first one left."""
+    whole = _run(_aggregator(name), START, range(1, 3))
+    given = Aggregator(
+        name, GIVEN.get(name, {}), num_sites=NUM_SITES, factor=lambda number: 1.0 if number == 1 else 0.5
+    )
+    first, second = _run(given, START, range(1, 3))
+    half = 0.5 if name in ("fedadam", "fedyogi", "fedadagrad") else 1.0
+    np.testing.assert_array_equal(first, whole[0])
+    np.testing.assert_allclose(second - first, half * (whole[1] - whole[0]), rtol=1e-3, atol=1e-6)
+
+
+def test_the_schedule_goes_from_all_to_a_twentieth() -> None:
+    constant, cosine = StrategySettings(), StrategySettings(server_schedule="cosine")
+    assert {constant.server_factor(number, 10) for number in range(1, 11)} == {1.0}
+    factors = [cosine.server_factor(number, 10) for number in range(1, 12)]
+    assert (factors[0], factors[5], factors[10]) == pytest.approx((1.0, 0.525, 0.05))
+    assert factors == sorted(factors, reverse=True)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
