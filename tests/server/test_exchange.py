@@ -1,5 +1,6 @@
 """Replies as they come: matched with their question, in the order of the names, until the time is over."""
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -69,3 +70,82 @@ def test_an_error_counts_for_the_site_that_was_asked() -> None:
     replies = dict(_ask(_grid(tamper=lost)))
     assert set(replies) == set(NODES.values())
     assert all(reply.has_error() and reply.metadata.src_node_id == 1 for reply in replies.values())
+
+
+class Unreliable(InProcessGrid):
+    """Loses what node 1001 sends as often as it is told, and may not have that node online."""
+
+    losses, is_online = 0, True
+
+    def get_node_ids(self) -> list[int]:
+        return [node for node in super().get_node_ids() if node != 1001 or self.is_online]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = super().pull_messages(message_ids)
+        for place, reply in enumerate(replies):
+            if reply.metadata.src_node_id == 1001 and self.losses:
+                self.losses -= 1
+                replies[place] = _lost(reply, code=8)
+        return replies
+
+
+def _lost(reply: Message, *, code: int) -> Message:
+    """What Flower writes in the place of a site that was lost."""
+    question = Message(RecordDict(), dst_node_id=1, message_type="train")
+    question.metadata.__dict__["_message_id"] = reply.metadata.reply_to_message_id
+    return Message(Error(code=code, reason="lost"), reply_to=question)
+
+
+def _unreliable(losses: int) -> Unreliable:
+    grid = _grid()
+    grid.__class__ = Unreliable
+    assert isinstance(grid, Unreliable)
+    grid.losses = losses
+    return grid
+
+
+@pytest.fixture
+def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.exchange._BACK_OFF", 0.05)
+    monkeypatch.setattr("server.exchange._POLL_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("in_haste")
+@pytest.mark.parametrize(("losses", "answers"), [(1, True), (2, True), (3, False)])
+def test_a_site_that_was_lost_is_asked_again(losses: int, answers: bool) -> None:
+    sent: list[str] = []
+    replies = dict(
+        ask(_unreliable(losses), lambda site: sent.append(site) or RecordDict(), "train", NODES, 60.0, attempts=3)
+    )
+    assert sent.count("north") == min(losses + 1, 3)
+    assert sent.count("west") == sent.count("south") == 1
+    assert replies["north"].has_error() is not answers
+
+
+@pytest.mark.usefixtures("in_haste")
+def test_a_site_is_asked_again_once_it_is_online() -> None:
+    grid = _unreliable(1)
+    grid.is_online = False
+    start = time.monotonic()
+    for site, reply in ask(grid, lambda site: RecordDict(), "train", NODES, 60.0, attempts=2):
+        if site == "south":  # the others have answered
+            threading.Timer(0.3, lambda: setattr(grid, "is_online", True)).start()
+        assert not reply.has_error()
+    assert time.monotonic() - start > 0.3
+
+
+@pytest.mark.usefixtures("in_haste")
+def test_nobody_waits_for_a_lost_site_where_enough_have_answered() -> None:
+    grid = _unreliable(1)
+    grid.is_online = False
+    asked = ask(grid, lambda site: RecordDict(), "train", NODES, 60.0, attempts=2, enough=2)
+    assert [site for site, _ in asked] == ["west", "south"]
+
+
+@pytest.mark.usefixtures("in_haste")
+def test_what_a_site_says_itself_is_final() -> None:
+    sent: list[str] = []
+    grid = _grid(tamper=lambda reply: _lost(reply, code=2))
+    replies = dict(ask(grid, lambda site: sent.append(site) or RecordDict(), "train", NODES, 60.0, attempts=3))
+    assert sorted(sent) == sorted(NODES.values())
+    assert all(reply.has_error() for reply in replies.values())
