@@ -9,13 +9,14 @@ import hashlib
 import io
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -61,14 +62,50 @@ class Supervision:
         environment: Mapping[str, str],
         state: Path,
         ports: Mapping[str, int],
-        foreground: bool = False,
         seconds: float = 30,
     ) -> None:
-        """Start all, and return when each stays up; in the foreground, become their supervisor and do not return.
+        """Start all in the background, and return when each stays up.
 
         Raises SupervisionError where they run already, another kit uses `state` or a port is taken, before anything
         is started; and where a process does not stay up, with the end of its log, after the others were stopped.
         """
+        command = self._prepare(programs, state, ports)
+        done = subprocess.run(
+            command, env=dict(environment), cwd=self.folder, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SupervisionError(f"{self.folder}: supervisord did not start: {done.stderr.strip()[-500:]}")
+        self._await_up(seconds)
+
+    def run(
+        self,
+        programs: Sequence[Program],
+        *,
+        environment: Mapping[str, str],
+        state: Path,
+        ports: Mapping[str, int],
+        once_up: Callable[[], None] = lambda: None,
+        seconds: float = 30,
+    ) -> int:
+        """As `start`, but stay until all were ended, by SIGTERM or Ctrl-C too; the supervisor's exit status.
+
+        `once_up` is called when each stays up.
+        """
+        command = [*self._prepare(programs, state, ports), "--nodaemon"]
+        process = subprocess.Popen(command, env=dict(environment), cwd=self.folder, stdout=subprocess.DEVNULL)
+        before = {each: signal.signal(each, lambda *_: process.terminate()) for each in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._await_up(seconds)
+            once_up()
+            return process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _prepare(self, programs: Sequence[Program], state: Path, ports: Mapping[str, int]) -> list[str]:
+        """Write the supervisor's configuration; the command that starts it. Raises SupervisionError as `start` does."""
         if self.is_running():
             raise SupervisionError(f"{self.folder}: runs already; stop it first, or look at its status")
         for name in ("run", "logs"):
@@ -78,15 +115,7 @@ class Supervision:
             require_free(what, port)
         configuration = self.folder / "run" / "supervisord.conf"
         write_whole(configuration, self._configuration(programs).encode())
-        command = [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(configuration)]
-        if foreground:
-            os.execve(command[0], [*command, "--nodaemon"], dict(environment))
-        done = subprocess.run(
-            command, env=dict(environment), cwd=self.folder, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise SupervisionError(f"{self.folder}: supervisord did not start: {done.stderr.strip()[-500:]}")
-        self._await_up(seconds)
+        return [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(configuration)]
 
     def status(self) -> list[ProcessStatus]:
         """All processes, in the order in which they start; empty where nothing was started."""
@@ -95,6 +124,8 @@ class Supervision:
                 found = cast(list[dict[str, Any]], supervisor.supervisor.getAllProcessInfo())
         except (OSError, xmlrpc.client.Error):
             return []
+        order = {name: place for place, name in enumerate(self._names())}
+        found.sort(key=lambda each: order.get(each["name"], len(order)))
         return [
             ProcessStatus(
                 name=each["name"],
@@ -175,6 +206,12 @@ class Supervision:
         text = io.StringIO()
         parser.write(text)
         return text.getvalue()
+
+    def _names(self) -> list[str]:
+        """Of the programs, in the order in which they start."""
+        parser = configparser.RawConfigParser()
+        parser.read(self.folder / "run" / "supervisord.conf")
+        return [name.removeprefix("program:") for name in parser.sections() if name.startswith("program:")]
 
     @property
     def _pid_file(self) -> Path:

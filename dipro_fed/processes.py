@@ -36,13 +36,11 @@ def start_server(kit: Kit = Path(), foreground: Foreground = False) -> None:
 
     found = load_server_kit(kit)
     write_connection(found)
-    Supervision(folder=found.folder).start(
-        server_programs(found),
-        environment=server_environment(found),
-        state=found.state,
-        ports=ports(found),
-        foreground=foreground,
-    )
+    supervision, programs = Supervision(folder=found.folder), server_programs(found)
+    options = {"environment": server_environment(found), "state": found.state, "ports": ports(found)}
+    if foreground:
+        raise typer.Exit(supervision.run(programs, **options, once_up=lambda: _admit(found.folder)))
+    supervision.start(programs, **options)
     _admit(found.folder)
     typer.echo(f"Runs, with the proxy at port {found.facts.port}.")
 
@@ -151,13 +149,11 @@ def start_site(kit: Kit = Path(), foreground: Foreground = False) -> None:
 
     found = load_site_kit(kit)
     load_policy(found.folder / POLICY)
-    Supervision(folder=found.folder).start(
-        site_programs(found),
-        environment=site_environment(found),
-        state=found.state,
-        ports=ports(found),
-        foreground=foreground,
-    )
+    supervision, programs = Supervision(folder=found.folder), site_programs(found)
+    options = {"environment": site_environment(found), "state": found.state, "ports": ports(found)}
+    if foreground:
+        raise typer.Exit(supervision.run(programs, **options))
+    supervision.start(programs, **options)
     typer.echo(f"{found.facts.site} runs; whether the server let it in, `dipro-fed site status` shows.")
 
 

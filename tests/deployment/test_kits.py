@@ -100,9 +100,10 @@ def test_again_changes_nothing_and_a_new_site_touches_no_other(kits: Path, tmp_p
     provision(_project(tmp_path, "north", "south", "west"), kits, requests=tmp_path)
     after = _contents(kits)
     changed = {name for name in before if after[name] != before[name]}
-    assert changed == {"authority/issued.json", "authority/revoked.pem", "server/nginx.conf", "server/README.md"} | (
-        {"server/revoked.pem"}
-    )
+    assert changed == {
+        *("authority/issued.json", "authority/revoked.pem"),
+        *("server/nginx.conf", "server/revoked.pem", "server/kit.json", "server/README.md"),
+    }
     assert any(name.startswith("sites/west/") for name in after)
     assert b"CN=west,OU=site,O=icu|" in after["server/nginx.conf"]
 
