@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,8 @@ from federation.files import write_whole
 
 _STAYS_UP_SECONDS = 2
 _RETRIES = 10**9
+_LONGEST_SOCKET = 90
+"""Bytes; Linux takes 107, and supervisord adds its number while it makes one."""
 _LOG_BYTES, _LOGS = 10 * 2**20, 5
 
 
@@ -227,14 +228,15 @@ class Supervision:
 
 
 def _socket(folder: Path) -> Path:
-    """Where a kit's supervisor listens: its user's alone, and short, as the system wants of such a path."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    own = Path(base) if base and Path(base).is_dir() else Path(tempfile.gettempdir())
-    own = own / f"dipro-fed-{os.geteuid()}"
-    own.mkdir(mode=0o700, exist_ok=True)
-    if own.stat().st_uid != os.geteuid() or own.stat().st_mode & 0o077:
-        raise SupervisionError(f"{own}: expected a folder of this user alone (mode 0700); remove it")
-    return own / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.sock"
+    """Where a kit's supervisor listens, the same whoever asks; the system wants such a path to be short."""
+    own = folder.resolve() / "run" / "supervisor.sock"
+    if len(os.fsencode(own)) <= _LONGEST_SOCKET:
+        return own
+    shared = Path("/tmp") / f"dipro-fed-{os.geteuid()}"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    if shared.stat().st_uid != os.geteuid() or shared.stat().st_mode & 0o077:
+        raise SupervisionError(f"{shared}: expected a folder of this user alone (mode 0700); remove it")
+    return shared / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.sock"
 
 
 def _require_unused(state: Path) -> None:
