@@ -17,7 +17,7 @@ from federation.differences import differences
 from federation.run_folder import RUN, RunError, read_run
 from federation.settings import RunFiles, RunSettings
 
-HOME, APP, FINISHED = "flower", "app", "finished"
+HOME, APP, NUMBER, FINISHED = "flower", "app", "run-id", "finished"
 _POLL_SECONDS = 1.0
 
 
@@ -113,4 +113,6 @@ def _submit(kit: ServerKit, settings: RunSettings, folder: Path) -> int:
     if done.returncode != 0 or not answer.get("success"):
         reason = answer.get("error-message") or (done.stderr or done.stdout).strip()[-500:]
         raise SubmissionError(f"Flower's server did not take the run: {reason}")
-    return int(answer["run-id"])
+    number = int(answer["run-id"])
+    (home / NUMBER).write_text(str(number))
+    return number
