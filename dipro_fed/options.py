@@ -140,6 +140,17 @@ def require_fresh(folder: Path) -> Path:
     return folder
 
 
+def require_fresh_or_unfinished(folder: Path) -> Path:
+    """A folder that a run may fill, or that one was interrupted in. Raises ValueError where something else is in it."""
+    from federation.run_folder import RUN, read_run
+
+    if (folder / RUN).is_file():
+        if read_run(folder).status == "finished":
+            raise ValueError(f"{folder}: the run in this folder is finished; choose another --out for a new one")
+        return folder
+    return require_fresh(folder)
+
+
 def gather_overrides(**named: object) -> list[str]:
     """KEY=VALUE for the options that were given, `__` in their names standing for a dot."""
     return [f"{key.replace('__', '.')}={value}" for key, value in named.items() if value is not None]

@@ -24,7 +24,7 @@ from dipro_fed.options import (
     Sigma,
     TaskName,
     gather_overrides,
-    require_fresh,
+    require_fresh_or_unfinished,
     scheme_of,
 )
 
@@ -69,7 +69,7 @@ def simulate(
 
     given = gather_overrides(task=task, seed=seed, federation__rounds=rounds)
     settings = load_settings(config, [*(override or []), *given])
-    require_fresh(out)
+    require_fresh_or_unfinished(out)
     asked = scheme_of(
         scheme,
         num_sites=sites,

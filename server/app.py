@@ -174,6 +174,11 @@ def _earlier(folder: Path, settings: RunSettings) -> EarlierRun | None:
     earlier = find_earlier(folder, asked, settings)
     if earlier is not None and earlier.is_finished:
         raise RunError(f"{folder}: the run in this folder is finished; choose another folder for a new one")
+    if (began := found.more.get("code_digest")) != code_digest():
+        raise RunError(
+            f"{folder}: the run began with other code ({str(began)[:12]}, this is {code_digest()[:12]}): go on with "
+            "that version, or begin a new run"
+        )
     return earlier
 
 

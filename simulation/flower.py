@@ -53,13 +53,13 @@ def simulate(
     resources: Resources | None = None,
     on_round: OnRound = lambda measurements: None,
 ) -> RunRecord:
-    """Run the federation of these sites and leave a run folder as centralized training does.
+    """Run the federation of these sites, or go on with it, and leave a run folder as centralized training does.
 
     Raises MessageError with the server's own words where the run failed; the logs stay in `folder`/flower.
     """
     settings = for_sites(settings, specs)
     folder, home = folder.resolve(), folder.resolve() / "flower"
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     write_sites(specs, folder)
     app = copy_app(home)
     with _superlink(home, app) as address:

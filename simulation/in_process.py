@@ -37,7 +37,7 @@ def simulate_in_process(
     attack: Attack | None = None,
     on_round: OnRound = lambda measurements: None,
 ) -> RunRecord:
-    """Run the federation of these sites here and leave a run folder as Flower's simulation does.
+    """Run the federation of these sites here, or go on with it, and leave a run folder as Flower's simulation does.
 
     All threads of the process serve the site at work. `name` is what reports call the model. With an attack one of the
     sites sends what it must not, and run.json says so, under `attack`. Raises MessageError where the run failed.

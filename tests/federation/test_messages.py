@@ -1,8 +1,11 @@
 """Messages say the same after Flower has carried them, and a fault is named with its site."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
-from flwr.app import Array, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 # Flower creates messages for the task that its process works on; a test's process is no task, so it says it is one.
 from flwr.supercore.task_identity import TaskIdentity
@@ -16,6 +19,7 @@ from federation.messages import (
     EvaluateReply,
     Instruction,
     JoinReply,
+    MessageError,
     TrainReply,
     raw_record,
 )
@@ -115,3 +119,27 @@ def test_arrays_are_written_as_flowers_own(values: np.ndarray) -> None:
     own = raw_record({"weights": values})["weights"]
     assert own.deflate() == plain.deflate()
     assert list(own.children or ()) == list(plain.children)
+
+
+class Exploit:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("label", ["numpy.ndarray", "raw, little-endian"])
+def test_a_pickle_in_place_of_weights_is_refused_unread(tmp_path: Path, label: str) -> None:
+    payload = pickle.dumps(np.array([Exploit(tmp_path / "gained")], dtype=object))
+    arrays = ArrayRecord()
+    arrays["weights"] = Array(dtype="object", shape=(1,), stype=label, data=payload)
+    content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1, "seconds": 1.0})}
+    reply = Message(RecordDict({**content, "config": ConfigRecord({"site": "north"})}), reply_to=_sent())
+    with pytest.raises(MessageError, match="expected raw"):
+        TrainReply.parse(reply)
+    assert not (tmp_path / "gained").exists()
+    pickle.loads(payload)
+    assert (tmp_path / "gained").exists(), "it would have"

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from client.records import SiteSpec
 from federation.audit import AUDIT, verify
 from federation.checkpoint import read_checkpoint
-from federation.run_folder import RunError, read_history, read_run
+from federation.run_folder import Measurement, RunError, read_history, read_run
+from simulation.in_process import simulate_in_process
 from tests.killed_training import federated, run
 from tests.make_cohort import write_cohort
 from tests.small_run import SMALL, federate, small_settings
@@ -109,6 +111,25 @@ def test_another_run_does_not_go_on(tmp_path: Path, cohorts: list[Path]) -> None
     assert read_run(tmp_path).status == "finished"
     with pytest.raises(RunError, match="is finished; choose another folder"):
         federate(tmp_path, cohorts, small_settings(*SETTINGS))
+
+
+def test_other_code_does_not_go_on(tmp_path: Path, cohorts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _interrupt(tmp_path, cohorts)
+    monkeypatch.setattr("server.app.code_digest", lambda: "f" * 64)
+    with pytest.raises(RunError, match=r"the run began with other code \(.*, this is ffffffffffff\)"):
+        federate(tmp_path, cohorts, small_settings(*SETTINGS))
+
+
+def test_a_simulation_goes_on(tmp_path: Path, cohorts: list[Path]) -> None:
+    specs, settings = [SiteSpec(name=each.name, cohort=each) for each in cohorts], small_settings(*SETTINGS)
+
+    def stop(lines: list[Measurement]) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        simulate_in_process(specs, settings, tmp_path, on_round=stop)
+    assert simulate_in_process(specs, settings, tmp_path).status == "finished"
+    assert [each["after_step"] for each in read_run(tmp_path).more["interruptions"]] == [1]
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, cohorts: list[Path]) -> None:
