@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from client.predictions import predictions_path
+from federation.code_digest import code_digest
 from federation.differences import differences
 from federation.files import LOCK, write_whole
 from federation.run_folder import RUN, RunError, read_run
@@ -74,7 +75,7 @@ class SweepFolder:
             return Found(state="changed", words="; ".join(changed[:_SHOWN]) + more)
         if state["status"] == "finished" and self._is_whole(cell):
             return Found(state="finished")
-        return Found(state="again" if cell.kind == "federated" else "unfinished")
+        return Found(state="unfinished" if cell.kind != "federated" or self._has_todays_code(cell) else "again")
 
     def note(self, cell: Cell, status: str, error: str = "") -> None:
         """Write down how a cell stands: running, finished or failed."""
@@ -90,6 +91,13 @@ class SweepFolder:
         root = self.path / "cells"
         known = (path.relative_to(root).with_suffix("").as_posix() for path in sorted(root.rglob("*.json")))
         return [name for name in known if name not in cells]
+
+    def _has_todays_code(self, cell: Cell) -> bool:
+        """Whether a federated run can go on: it does not with other code than it began with."""
+        try:
+            return read_run(self.run(cell)).more.get("code_digest") == code_digest()
+        except RunError:
+            return False
 
     def _cell(self, cell: Cell) -> Path:
         return self.path / "cells" / f"{cell.name}.json"

@@ -63,8 +63,8 @@ def run_sweep(
     """Run every cell that is not finished, `workers` at a time in a process each with one thread of torch.
 
     A cell that fails is recorded with its reason, and the others go on. However this ends, SIGKILL included, the same
-    call goes on: finished cells stay, an unfinished centralized or local run goes on from its last checkpoint, an
-    unfinished federated one is made anew. Where a cell has changed since, it is made anew and `tell` is told why.
+    call goes on: finished cells stay, an unfinished one goes on from its last checkpoint, a federated one only with the
+    code that it began with, else it is made anew. So is a cell that has changed since; `tell` is told why.
 
     Raises SweepError for a folder of something else, StorageError where another sweep runs into the folder.
     """
@@ -88,7 +88,7 @@ def _tell_found(found: Mapping[str, Found], others: Sequence[str], tell: Callabl
     for state, words in (
         ("finished", "finished before, kept as they are"),
         ("unfinished", "unfinished, go on from their last checkpoint"),
-        ("again", "unfinished federated runs, made anew"),
+        ("again", "unfinished federated runs, made anew because the code has changed"),
     ):
         if count := states.count(state):
             tell(f"{count} of {len(states)} runs: {words}")
