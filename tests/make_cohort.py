@@ -125,3 +125,11 @@ def _groups(stay_ids: pd.Series, units: list[str]) -> pd.DataFrame:
             "sex": np.array(["F", "M"])[number % 2],
         }
     )
+
+
+def write_two_cohorts(folder: Path) -> list[Path]:
+    """Eight patients each, of two images, at north and south."""
+    return [
+        write_cohort(folder / name, num_patients=8, num_images=2, seed=seed, first_subject=100 * seed)
+        for name, seed in (("north", 1), ("south", 2))
+    ]

@@ -21,20 +21,13 @@ from deployment.authority import Authority, pem
 from deployment.keys import header_key, make_key, read_key, read_node_public_key, write_key
 from deployment.kits import provision
 from deployment.project import Project
+from tests.deployment.live import free_ports
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nginx") is None, reason="nginx is not installed (apt-get install nginx-light)"
 )
 
 FLEET, CONTROL = "/v1/fleet/pull-messages", "/v1/control/start-run"
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @dataclass
@@ -122,7 +115,7 @@ def _nginx(folder: Path, port: int) -> subprocess.Popen:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
-    port, superlink, sidecar, other = _free_ports(4)
+    port, superlink, sidecar, other = free_ports(4)
     project = Project.model_validate(
         {
             "name": "icu",
@@ -242,7 +235,7 @@ def test_the_sidecar_shows_the_certificate_and_believes_the_projects_proxy_alone
     shutil.copytree(kit, wrong, ignore=shutil.ignore_patterns("run", "logs"))
     Authority.create(tmp_path / "other", "icu")
     shutil.copy(tmp_path / "other" / "authority.pem", wrong / "authority.pem")
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     configuration = (wrong / "nginx.conf").read_text()
     (wrong / "nginx.conf").write_text(configuration.replace(str(site.sidecar_port), str(port)))
     process = _nginx(wrong, port)

@@ -13,7 +13,7 @@ from federation.checkpoint import read_checkpoint
 from federation.run_folder import Measurement, RunError, read_history, read_run
 from simulation.in_process import simulate_in_process
 from tests.killed_training import federated, run
-from tests.make_cohort import write_cohort
+from tests.make_cohort import write_cohort, write_two_cohorts
 from tests.small_run import SMALL, federate, small_settings
 
 SETTINGS = (*SMALL, "seed=3", "training.batch_size=2", "federation.rounds=3", "model.dropout=0.2")
@@ -35,11 +35,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("cohorts")
-    return [
-        write_cohort(folder / name, num_patients=8, num_images=2, seed=seed, first_subject=100 * seed)
-        for name, seed in (("north", 1), ("south", 2))
-    ]
+    return write_two_cohorts(tmp_path_factory.mktemp("cohorts"))
 
 
 def _assert_same(folder: Path, whole: Path) -> None:

@@ -17,7 +17,7 @@ from federation.run_folder import RunError, read_history, read_run
 from federation.settings import load_settings
 from simulation.train import data_digest, train
 from tests.killed_training import run
-from tests.make_cohort import write_cohort
+from tests.make_cohort import write_cohort, write_two_cohorts
 from tests.small_run import SMALL
 
 PROJECT = Path(__file__).parents[2]
@@ -36,11 +36,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("cohorts")
-    return [
-        write_cohort(folder / name, num_patients=8, num_images=2, seed=seed, first_subject=100 * seed)
-        for name, seed in (("north", 1), ("south", 2))
-    ]
+    return write_two_cohorts(tmp_path_factory.mktemp("cohorts"))
 
 
 @pytest.fixture(scope="module")
