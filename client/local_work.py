@@ -3,11 +3,13 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from client.dataset import SampleSet
+from client.received_norms import received_norms
 from client.training import Position, train_epoch
 from dipro_model import ClassWeights, DiPro
 from federation.settings import RunSettings
@@ -51,22 +53,24 @@ class LocalWork:
                 return self.num_steps >= federation.local_steps
             return federation.local_work == "seconds" and time.monotonic() >= deadline
 
-        for epoch, repeat, num_epochs in self._passes():
-            losses = train_epoch(
-                model,
-                samples,
-                optimizer,
-                self.settings,
-                weights,
-                epoch=epoch,
-                num_epochs=num_epochs,
-                repeat=repeat,
-                before_step=before_step,
-                after_step=count,
-                is_over=is_over,
-            )
-            if is_over():
-                break
+        received = received_norms(model) if self.settings.training.batch_norm == "received" else nullcontext()
+        with received:
+            for epoch, repeat, num_epochs in self._passes():
+                losses = train_epoch(
+                    model,
+                    samples,
+                    optimizer,
+                    self.settings,
+                    weights,
+                    epoch=epoch,
+                    num_epochs=num_epochs,
+                    repeat=repeat,
+                    before_step=before_step,
+                    after_step=count,
+                    is_over=is_over,
+                )
+                if is_over():
+                    break
         return losses
 
     def _passes(self) -> Iterator[tuple[int, int, int]]:

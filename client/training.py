@@ -213,7 +213,7 @@ def _begin_epoch(model: DiPro, settings: RunSettings, seed: int) -> None:
     """Set mode and random state: dropout draws the same numbers wherever this epoch runs."""
     torch.manual_seed(seed)
     model.train()
-    if settings.training.batch_norm == "frozen":
+    if settings.training.batch_norm != "train":
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

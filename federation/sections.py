@@ -126,8 +126,10 @@ class TrainingSettings(Section):
     """Epochs without a gain on the validation monitor before centralized training stops."""
     class_weights: Literal["balanced", "published", "none"] = "balanced"
     """Weights of classes and of deaths, from training labels; `published` keeps the published faults."""
-    batch_norm: Literal["train", "frozen"] = "train"
-    """`frozen` keeps the running statistics and normalises with them while training."""
+    batch_norm: Literal["train", "frozen", "received"] = "train"
+    """`frozen` keeps the running statistics and normalises with them while training. `received`, in federated training,
+    normalises with those that the round began with, and takes those of the site's work along: for sites whose classes
+    differ, with `strategy.recalibrate`."""
     precision: Precision = "fp32"
     """Number format of the image network; bf16 halves memory and, where the processor knows it, time."""
     checkpoint_activations: bool = False

@@ -29,7 +29,7 @@ from federation.results import SplitResult
 from federation.resume import EarlierRun, find_earlier
 from federation.run_folder import POOLED, RunError, RunRecord
 from federation.run_writer import RunWriter, new_record
-from federation.settings import RunSettings
+from federation.settings import RunSettings, SettingsError
 
 OnEpoch = Callable[[int, SplitResult, SplitResult], None]
 """Told after every epoch: its number from 1, the training losses, the validation result."""
@@ -62,6 +62,10 @@ def train(
     names = [spec.name for spec in specs]
     if only is not None and only not in names:
         raise ValueError(f"--only {only}: expected one of the sites {', '.join(names)}")
+    if settings.training.batch_norm == "received":
+        raise SettingsError(
+            "training.batch_norm: received is for the sites of a federation, found without one; use train"
+        )
     where = choose_device(device)
     asked = new_record(
         settings,
