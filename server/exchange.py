@@ -122,6 +122,8 @@ class Asking:
         self._times = dict.fromkeys(nodes, 0)
         self._again: dict[int, float] = {}
         """When a node that was lost is asked again, if it is online by then."""
+        self._errors: dict[int, Message] = {}
+        """What Flower last wrote in the place of a node that was lost."""
         self._send(list(nodes))
 
     @property
@@ -148,10 +150,14 @@ class Asking:
                 continue
             if reply.has_error() and reply.error.code in _LOST and self._times[node] < attempts:
                 wait = min(_LONGEST_BACK_OFF, _BACK_OFF * 2 ** (self._times[node] - 1))
-                self._again[node] = time.monotonic() + wait
+                self._again[node], self._errors[node] = time.monotonic() + wait, reply
                 continue
             replies.append((self._nodes[node], reply))
         return replies, bool(came)
+
+    def lost(self) -> list[tuple[str, Message]]:
+        """Sites that would have been asked again, each with the error in its place."""
+        return [(self._nodes[node], self._errors[node]) for node in self._again]
 
     def ask_again(self) -> None:
         """Ask those whose time has come and who are online."""
@@ -196,6 +202,7 @@ def ask(
             answered += not reply.has_error()
             yield site, reply
         if time.monotonic() >= deadline or (asking.is_idle and 0 < enough <= answered):
+            yield from asking.lost()
             return
         asking.ask_again()
         if not asking.is_over and not came:

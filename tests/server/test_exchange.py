@@ -139,7 +139,8 @@ def test_nobody_waits_for_a_lost_site_where_enough_have_answered() -> None:
     grid = _unreliable(1)
     grid.is_online = False
     asked = ask(grid, lambda site: RecordDict(), "train", NODES, 60.0, attempts=2, enough=2)
-    assert [site for site, _ in asked] == ["west", "south"]
+    answered = [(site, reply.has_error()) for site, reply in asked]
+    assert answered == [("west", False), ("south", False), ("north", True)], "it is told why the third is missing"
 
 
 @pytest.mark.usefixtures("in_haste")

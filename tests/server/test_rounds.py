@@ -364,4 +364,4 @@ def test_the_settings_name_the_strategies_that_there_are() -> None:
     names = StrategySettings.model_fields["name"].annotation
     assert set(get_args(names)) == set(STRATEGIES)
     known = {key for kind in STRATEGIES.values() for key in kind.parameters}
-    assert set(StrategySettings.model_fields) - {"name", "norm_factor", "recalibrate"} == known
+    assert set(StrategySettings.model_fields) - {"name", "norm_factor", "recalibrate", "server_schedule"} == known
