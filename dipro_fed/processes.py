@@ -141,7 +141,7 @@ def resume_server(
 
 
 def start_site(kit: Kit = Path(), foreground: Foreground = False) -> None:
-    """Start this site's node and its way to the server; refused where `site doctor` finds a fault in the kit."""
+    """Start this site's node and its way to the server; a faulty kit or policy starts nothing."""
     from client.policy import load_policy
     from deployment.programs import ports, site_environment, site_programs
     from deployment.site_kit import POLICY, load_site_kit
