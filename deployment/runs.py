@@ -5,9 +5,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from flwr.cli.build import build_fab_from_disk
-from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
+from flwr.proto.control_pb2 import ListRunsRequest
 
 from deployment.flower_app import copy_app, tool, write_run_config
 from deployment.programs import server_environment
@@ -27,8 +28,6 @@ class SubmissionError(ValueError):
 
 def bundle() -> bytes:
     """The code that a run sends to its sites, as they approve it: the same bytes whenever the code is the same."""
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as scratch:
         return build_fab_from_disk(copy_app(Path(scratch)))
 
@@ -92,12 +91,6 @@ def await_end(kit: ServerKit, number: int, folder: Path, look: Callable[[], None
             f"run {number} ended before it was finished: {reason or how}; when the cause is mended, "
             f"`dipro-fed server resume {folder}` goes on with it. See logs/superexec.log of the server's kit"
         )
-
-
-def stop(kit: ServerKit, number: int) -> None:
-    """End a run; what its folder holds stays, and `resume` goes on with it."""
-    with control(kit) as client:
-        client.StopRun(StopRunRequest(run_id=number))
 
 
 def _submit(kit: ServerKit, settings: RunSettings, folder: Path) -> int:

@@ -46,8 +46,8 @@ class Report:
     """Seconds from a kill to the next round that was finished."""
 
 
-def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int, most: int | None = None) -> Report:
-    """Run so many rounds into `folder`, killing a process of a random kind every so many seconds, `most` in all."""
+def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int) -> Report:
+    """Run so many rounds into `folder`, killing a process of a random kind every so many seconds."""
     draw, report, kit = random.Random(seed), Report(), load_server_kit(live.server)
     start = time.monotonic()
     live.run(folder, "--rounds", rounds, "--detach")
@@ -61,7 +61,7 @@ def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int, mos
             finished = done
             report.after_kill += [time.monotonic() - killed for killed in waiting]
             waiting = []
-        if time.monotonic() >= next_kill and (most is None or report.kills.total() < most):
+        if time.monotonic() >= next_kill:
             kind = draw.choice(list(KINDS))
             if _kill(live, kind, draw):
                 report.kills[kind] += 1
