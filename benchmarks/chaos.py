@@ -4,10 +4,9 @@
 
 Server, proxy and two sites on loopback from their kits, a small model, cohorts of random values. At random times, on
 average every so many seconds, a process of a random kind gets SIGKILL: a site's process at work, a node, a sidecar, the
-proxy, SuperLink, SuperExec, the run's server app. What ends is started again by its supervisor, but for the SuperExec
-that a node starts itself: a run then waits (docs/deployment.md). A run that ended goes on with `server resume`. After
-each kill the checkpoints are read, seals and all. The reference is the same run in one process, which nobody kills: the
-last model must be the same to the last bit.
+proxy, SuperLink, a SuperExec, the run's server app. What ends is started again by its supervisor; a run that ended goes
+on with `server resume`. After each kill the checkpoints are read, seals and all. The reference is the same run in one
+process, which nobody kills: the last model must be the same to the last bit.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Keys on disk: made on the curve that Flower takes, private ones readable by their owner alone."""
 
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +41,12 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey, *, for_node: bool = F
     """Write a private key without a passphrase: PKCS 8, or for a SuperNode OpenSSH's form, which Flower reads."""
     form = serialization.PrivateFormat.OpenSSH if for_node else serialization.PrivateFormat.PKCS8
     write_secret(path, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+
+
+def keep_shared_secret(path: Path) -> None:
+    """Draw a secret that processes of one machine know each other by, where there is none yet."""
+    if not path.exists():
+        write_secret(path, secrets.token_hex(32).encode())
 
 
 def read_key(path: Path) -> ec.EllipticCurvePrivateKey:

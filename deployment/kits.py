@@ -6,7 +6,6 @@ proxy configuration anew. Sites need not be touched when another site is added, 
 
 import base64
 import ipaddress
-import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +30,16 @@ from deployment.authority import (
 )
 from deployment.keys import (
     header_key,
+    keep_shared_secret,
     make_key,
     node_public_key,
     read_key,
     read_node_public_key,
     write_key,
-    write_secret,
 )
 from deployment.project import Project, ProjectError, ProjectSite
-from deployment.server_kit import SUPEREXEC_SECRET, ServerFacts
-from deployment.site_kit import FACTS, POLICY, SETTINGS, SiteFacts
+from deployment.server_kit import ServerFacts
+from deployment.site_kit import FACTS, POLICY, SETTINGS, SUPEREXEC_SECRET, SiteFacts
 from federation.files import write_whole
 
 AUTHORITY, SERVER, SITES = "authority", "server", "sites"
@@ -131,8 +130,7 @@ def _server(project: Project, authority: Authority, out: Path, done: Provisioned
             certificate = authority.issue(role, role, key.public_key(), days=project.days, hosts=hosts)
             write_whole(folder / f"{role}.pem", pem(certificate))
             done.lines.append(f"{folder / role}.pem: good until {_day(certificate)}")
-    if not (folder / SUPEREXEC_SECRET).exists():
-        write_secret(folder / SUPEREXEC_SECRET, secrets.token_hex(32).encode())
+    keep_shared_secret(folder / SUPEREXEC_SECRET)
 
 
 def _coordinator(project: Project, authority: Authority, folder: Path, done: Provisioned, *, renew: bool) -> None:

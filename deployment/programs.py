@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployment.flower_app import NO_NETWORK, tool
-from deployment.server_kit import SUPEREXEC_SECRET, ServerKit
-from deployment.site_kit import POLICY, KitError, SiteKit
+from deployment.server_kit import ServerKit
+from deployment.site_kit import POLICY, SUPEREXEC_SECRET, KitError, SiteKit
 
 LOCK = "flower.lock"
 """In a state folder; held by the process of Flower that writes there, however it was started."""
 KIT = "DIPRO_FED_KIT"
 """Variable of the environment that names a site's kit to the guard in front of its client process."""
+_PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+"""Seconds between two looks for work, on loopback; a second unless given, in every round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +54,22 @@ def server_programs(kit: ServerKit) -> list[Program]:
     return [
         Program(name="superlink", command=superlink),
         Program(name="superexec", command=superexec),
-        Program(name="proxy", command=_nginx(kit.folder)),
+        Program(name="proxy", command=_nginx_anew(kit.folder)),
     ]
 
 
 def server_environment(kit: ServerKit) -> dict[str, str]:
     """Variables of the server's processes."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **NO_NETWORK, "FLWR_HOME": str(kit.folder / "flower"), "PATH": path}
+    return {**os.environ, **NO_NETWORK, **_PROMPT, "FLWR_HOME": str(kit.folder / "flower"), "PATH": path}
 
 
 def site_programs(kit: SiteKit) -> list[Program]:
-    """The sidecar that shows the site's certificate, and Flower's node behind it."""
+    """The sidecar that shows the site's certificate, Flower's node behind it, and the SuperExec that starts its work.
+
+    The node would start a SuperExec of its own, but never again once that is gone: it would stay online and idle.
+    """
+    secret = str(kit.folder / SUPEREXEC_SECRET)
     config = {
         "site": kit.facts.site,
         "cohort": str(kit.cohort),
@@ -74,15 +80,20 @@ def site_programs(kit: SiteKit) -> list[Program]:
     }
     node = (
         *_locked(kit.state),
-        *(tool("flower-supernode"), "--superlink", f"127.0.0.1:{kit.facts.sidecar_port}"),
+        *(sys.executable, "-m", "deployment.guarded_node", "--superlink", f"127.0.0.1:{kit.facts.sidecar_port}"),
         *("--root-certificates", str(kit.folder / "loopback.pem")),
         *("--auth-supernode-private-key", str(kit.folder / "node.key")),
-        *("--port", str(kit.facts.node_port)),
+        *("--port", str(kit.facts.node_port), "--isolation", "process", "--superexec-auth-secret-file", secret),
         *("--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())),
     )
+    superexec = (
+        *(tool("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{kit.facts.node_port}"),
+        *("--insecure", "--superexec-auth-secret-file", secret),
+    )
     return [
-        Program(name="sidecar", command=_nginx(kit.folder)),
+        Program(name="sidecar", command=_nginx_anew(kit.folder)),
         Program(name="node", command=node, seconds_to_stop=30),
+        Program(name="superexec", command=superexec),
     ]
 
 
@@ -92,6 +103,7 @@ def site_environment(kit: SiteKit) -> dict[str, str]:
     return {
         **os.environ,
         **NO_NETWORK,
+        **_PROMPT,
         "FLWR_HOME": str(kit.folder / "flower"),
         KIT: str(kit.folder),
         "PATH": path,
@@ -117,6 +129,11 @@ def _nginx(folder: Path) -> tuple[str, ...]:
     if nginx is None:
         raise KitError("expected nginx on this machine, found none; install it (apt-get install nginx-light)")
     return (nginx, "-p", str(folder), "-c", "nginx.conf")
+
+
+def _nginx_anew(folder: Path) -> tuple[str, ...]:
+    nginx, *_ = _nginx(folder)
+    return (sys.executable, "-m", "deployment.proxy_process", nginx, str(folder))
 
 
 def _locked(state: Path) -> tuple[str, ...]:

@@ -5,13 +5,20 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from deployment.keys import read_key
-from deployment.site_kit import FACTS, KitError, Port, read_certificate, read_facts, require_files
+from deployment.site_kit import (
+    FACTS,
+    SUPEREXEC_SECRET,
+    KitError,
+    Port,
+    read_certificate,
+    read_facts,
+    require_files,
+)
 
 STATE = "state"
 """Folder of Flower's database; two servers must not share one."""
 PUBLIC = ("authority.pem", "revoked.pem", "proxy.pem", "server.pem", "nginx.conf")
 SECRET = ("proxy.key", "server.key")
-SUPEREXEC_SECRET = "superexec.secret"
 
 
 class ServerFacts(BaseModel):

@@ -12,6 +12,8 @@ from deployment.keys import read_key
 FACTS, SETTINGS, POLICY = "kit.json", "site.yaml", "policy.yaml"
 PUBLIC = ("authority.pem", "client.pem", "loopback.pem", "nginx.conf", "bin/flwr-clientapp", POLICY, SETTINGS)
 SECRET = ("client.key", "node.key", "loopback.key")
+SUPEREXEC_SECRET = "superexec.secret"
+"""What Flower's processes on one machine know each other by."""
 Model = TypeVar("Model", bound=BaseModel)
 Port = Annotated[int, Field(ge=1, le=65535)]
 

@@ -21,23 +21,27 @@ def at_work(kit: Path) -> Iterator[None]:
         yield
 
 
+def is_at_work(kit: Path) -> bool:
+    """Whether a process works on a message right now."""
+    path = kit / _MARK
+    if not path.exists():
+        return False
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 def await_no_work(kit: Path, seconds: float) -> bool:
     """Wait until no process works on a message and a reply has had time to leave; whether that came in time."""
-    path, end = kit / _MARK, time.monotonic() + seconds
-    if not path.exists():
-        return True
-    waited = False
-    with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waited = True
-                if time.monotonic() > end:
-                    return False
-                time.sleep(0.1)
-            else:
-                break
+    end, waited = time.monotonic() + seconds, False
+    while is_at_work(kit):
+        waited = True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
     if waited:
         time.sleep(_REPLY_SECONDS)
     return True

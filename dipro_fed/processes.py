@@ -143,12 +143,14 @@ def resume_server(
 def start_site(kit: Kit = Path(), foreground: Foreground = False) -> None:
     """Start this site's node and its way to the server; a faulty kit or policy starts nothing."""
     from client.policy import load_policy
+    from deployment.keys import keep_shared_secret
     from deployment.programs import ports, site_environment, site_programs
-    from deployment.site_kit import POLICY, load_site_kit
+    from deployment.site_kit import POLICY, SUPEREXEC_SECRET, load_site_kit
     from deployment.supervision import Supervision
 
     found = load_site_kit(kit)
     load_policy(found.folder / POLICY)
+    keep_shared_secret(found.folder / SUPEREXEC_SECRET)
     supervision, programs = Supervision(folder=found.folder), site_programs(found)
     options = {"environment": site_environment(found), "state": found.state, "ports": ports(found)}
     if foreground:

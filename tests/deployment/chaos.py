@@ -22,7 +22,7 @@ from tests.deployment.live import Live
 
 KINDS = {
     "site's process at work": "flwr-clientapp",
-    "node": "flower-supernode",
+    "node": "deployment.guarded_node",
     "sidecar": "nginx: master process",
     "proxy": "nginx: master process",
     "SuperLink": "flower-superlink",
@@ -46,8 +46,8 @@ class Report:
     """Seconds from a kill to the next round that was finished."""
 
 
-def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int) -> Report:
-    """Run so many rounds into `folder`, killing a process of a random kind every so many seconds."""
+def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int, most: int = 10**9) -> Report:
+    """Run so many rounds into `folder`, killing a process of a random kind every so many seconds, `most` in all."""
     draw, report, kit = random.Random(seed), Report(), load_server_kit(live.server)
     start = time.monotonic()
     live.run(folder, "--rounds", rounds, "--detach")
@@ -61,7 +61,7 @@ def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int) -> 
             finished = done
             report.after_kill += [time.monotonic() - killed for killed in waiting]
             waiting = []
-        if time.monotonic() >= next_kill:
+        if time.monotonic() >= next_kill and report.kills.total() < most:
             kind = draw.choice(list(KINDS))
             if _kill(live, kind, draw):
                 report.kills[kind] += 1

@@ -122,7 +122,7 @@ def test_the_node_is_told_folders_as_they_are(kit: Path) -> None:
     (kit / "site.yaml").write_text(
         yaml.safe_dump({"cohort": "/records of north/cohort", "withhold": ["labels", "ehr"]})
     )
-    node = site_programs(load_site_kit(kit))[-1]
+    (node,) = (each for each in site_programs(load_site_kit(kit)) if each.name == "node")
     config = node.command[node.command.index("--node-config") + 1]
     assert 'cohort="/records of north/cohort"' in config
     assert 'withhold="labels,ehr"' in config
