@@ -135,9 +135,13 @@ def _layout(config: DiProConfig) -> str:
 
 
 def _site(context: Context, instruction: Instruction) -> Site:
-    """The site of this node: its own node config says where its cohort is, in a simulation the list of sites does."""
+    """The site of this node: its own node config says where its cohort is, in a simulation the list of sites does.
+
+    A node that has a cohort of its own is never led to another folder by the run.
+    """
     settings, files = from_run_config(context.run_config)
-    spec, folder = _simulated(context, files) if files.sites else _deployed(context)
+    is_deployed = bool(context.node_config.get("cohort")) or not files.sites
+    spec, folder = _deployed(context) if is_deployed else _simulated(context, files)
     agreement = _agreement(instruction.agreement) if instruction.agreement else None
     pixels = settings.model.crop_pixels
     return Site(

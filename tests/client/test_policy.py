@@ -76,14 +76,14 @@ def test_a_typo_refuses_everything_and_names_its_place(tmp_path: Path, text: str
         load_policy(tmp_path / "none.yaml")
 
 
-def _run(folder: Path, policy: str) -> Path:
-    """A federated run in which the site `north` has this policy."""
+def _run(folder: Path, policy: str, sites: str = "") -> Path:
+    """A federated run in which the site `north` has this policy; `sites` is where the server says that they are."""
     cohorts = [write_cohort(folder / name, num_patients=16, num_images=2) for name in ("north", "south")]
     (folder / "policy.yaml").write_text(policy)
     nodes = [{"site": each.name, "cohort": str(each), "folder": str(folder / "own" / each.name)} for each in cohorts]
     nodes[0]["policy"] = str(folder / "policy.yaml")
     settings = small_settings("federation.rounds=1")
-    grid = InProcessGrid(app, to_run_config(settings, RunFiles(folder=str(folder / "run"))), nodes)
+    grid = InProcessGrid(app, to_run_config(settings, RunFiles(folder=str(folder / "run"), sites=sites)), nodes)
     coordinate(grid, settings, folder / "run")
     return folder / "run"
 
@@ -103,3 +103,12 @@ def test_a_refusal_is_in_the_audit_logs_of_both_sides(tmp_path: Path) -> None:
     for path in (tmp_path / "own" / "north" / "audit.jsonl", tmp_path / "run" / "audit.jsonl"):
         last = json.loads(path.read_text().splitlines()[-1])
         assert "minimum_cell of 5 or more" in last["reason"]
+
+
+def test_the_server_leads_no_site_to_another_folder(tmp_path: Path) -> None:
+    """A simulation tells its nodes where their cohorts are; a node that has one of its own does not listen."""
+    elsewhere = tmp_path / "sites.json"
+    other = {"name": "other", "cohort": str(tmp_path / "secret"), "subjects": None, "gaps": {}, "folder": str(tmp_path)}
+    elsewhere.write_text(json.dumps([other, other]))
+    record = read_run(_run(tmp_path, "minimum_cell: 1\n", sites=str(elsewhere)))
+    assert record.sites == ("north", "south")
