@@ -1,18 +1,20 @@
 """Flower's `flwr-clientapp` at a site, which runs approved bundles alone.
 
-Flower's node starts `flwr-clientapp` by its name for every message; `dipro-fed site start` puts the kit's script of
-that name first on the path, which comes here. The bundle is judged before anything of it is unpacked; a refusal is
-written into the site's audit log and goes to the server as the reason why the site did not answer.
+Flower's SuperExec starts `flwr-clientapp` by its name for every message; `dipro-fed site start` puts the kit's script
+of that name first on the path, which comes here (warm_clientapps.py). The bundle is judged before anything of it is
+unpacked; a refusal is written into the site's audit log and goes to the server as the reason why the site did not
+answer. What then runs is the bundle's code: modules of the same names that the guard itself needed are forgotten.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from deployment.bundles import Approvals, BundleError
-from deployment.programs import KIT
-from deployment.work import at_work
+from deployment.work import KIT, at_work
 from federation.audit import AUDIT, AuditLog
+from federation.code_digest import PACKAGES
 
 
 def guarded(install: Callable[..., Path], kit: Path) -> Callable[..., Path]:
@@ -25,9 +27,17 @@ def guarded(install: Callable[..., Path], kit: Path) -> Callable[..., Path]:
         except BundleError as error:
             AuditLog(path=kit / AUDIT).write("refused", asked="run a bundle", reason=str(error))
             raise
-        return install(content, *arguments, **options)
+        installed = install(content, *arguments, **options)
+        _forget(PACKAGES)
+        return installed
 
     return install_approved
+
+
+def _forget(packages: tuple[str, ...]) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
 
 
 def main() -> None:

@@ -1,41 +1,38 @@
-"""Flower's `flower-supernode` at a site, which notices when the process at work ends before its reply is whole.
+"""Flower's `flower-supernode` at a site, which is prompt and never waits for a process that is gone.
 
-Flower's node begins to send a reply once it knows the reply's parts, and waits for parts that do not come without end:
-a process that is killed in that moment leaves a node that is online and does nothing more. Here a reply goes out once
-it is whole; if the process ended before, the server is told so at once, as of any other process that was lost.
+Flower's node waits for the reply to a message without end. It answers itself for a process that stopped, but only
+between that process's taking the message and the first word of its reply: killed before or after, it leaves a node that
+is online and does nothing more. Here a reply goes out once its process is through; where it is not whole by then, or
+not there, the server is told that the process was lost. And Flower's node looks for messages every three seconds,
+which costs every exchange half of that.
 """
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from flwr.app import Error, Message
 from flwr.app.message.message import make_message
 from flwr.app.metadata import Metadata
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import ErrorCode, Status
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.object_store import ObjectStore
 from flwr.supernode.nodestate import NodeState
 
-from deployment.programs import KIT
-from deployment.work import is_at_work
-
 Send = Callable[[Message, ObjectTree, float], tuple[set[str], str]]
 PushObject = Callable[[int, str, str, bytes], None]
+_LEFT = (Status.PENDING, Status.STARTING, Status.RUNNING)
+_LOST = Error(ErrorCode.CLIENT_APP_CRASHED, "the site's process ended before its reply was whole")
 _POLL_SECONDS = 0.05
+_PULL_SECONDS = 0.5
 
 
-def whole_replies(push_messages: Callable[..., None], at_work: Callable[[], bool]) -> Callable[..., None]:
-    """Flower's function that sends the replies that wait at a node, behind a look at whether each is whole.
-
-    `at_work` says whether a process that could still hand over parts is there.
-    """
+def whole_replies(push_messages: Callable[..., None]) -> Callable[..., None]:
+    """Flower's function that waits for the reply to a message and sends it, without its endless waits."""
 
     def push_whole(state: NodeState, object_store: ObjectStore, send: Send, push_object: PushObject) -> None:
         def send_whole(message: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
-            if _becomes_whole(object_store, tree, at_work):
+            if all(object_store.get(part.object_id) for part in iterate_object_tree(tree)):
                 return send(message, tree, seconds)
             error = _lost(message)
             wanted, session = send(error, get_object_tree(error), seconds)
@@ -44,21 +41,33 @@ def whole_replies(push_messages: Callable[..., None], at_work: Callable[[], bool
                     push_object(message.metadata.run_id, session, number, part.deflate())
             return set(), session
 
+        _await_process(state)
         push_messages(state=state, object_store=object_store, send=send_whole, push_object=push_object)
 
     return push_whole
 
 
-def _becomes_whole(store: ObjectStore, tree: ObjectTree, at_work: Callable[[], bool]) -> bool:
-    """Wait until all parts are there, or nobody is who could bring them."""
-    parts = [part.object_id for part in iterate_object_tree(tree)]
-    while True:
-        may_come = at_work()  # asked first: what it brought before it ended counts
-        if all(store.get(part) for part in parts):
-            return True
-        if not may_come:
-            return False
+def prompt(pull_message: Callable[..., int | None]) -> Callable[..., int]:
+    """Flower's function that looks for a message, asked until there is one; it gives the number of the run."""
+
+    def pull_promptly(**options: object) -> int:
+        while (run := pull_message(**options)) is None:
+            time.sleep(_PULL_SECONDS)
+        return run
+
+    return pull_promptly
+
+
+def _await_process(state: NodeState) -> None:
+    """Wait until no task is left to do, and answer for what then has no reply.
+
+    Flower gives up a task whose process has not been heard of for a while, or lets another process begin it.
+    """
+    while state.get_tasks(statuses=_LEFT):
         time.sleep(_POLL_SECONDS)
+    state.get_messages_legacy(is_reply=False)  # nobody takes them any more
+    runs = {task.run_id for task in state.get_tasks()}
+    state._store_error_replies(runs, _LOST)  # pyright: ignore
 
 
 def _lost(reply: Message) -> Message:
@@ -76,20 +85,19 @@ def _lost(reply: Message) -> Message:
             ttl=metadata.ttl,
             message_type=metadata.message_type,
         ),
-        error=Error(ErrorCode.CLIENT_APP_CRASHED, "the site's process ended while it handed over its reply"),
+        error=_LOST,
     )
     error.metadata.__dict__["_message_id"] = error.object_id  # as Flower does with every message that it makes
     return error
 
 
 def main() -> None:
-    """Run Flower's command for the kit that the environment names."""
-    from flwr.supernode import start_client_internal
+    """Run Flower's command."""
+    from flwr.supernode import start_client_internal as node
     from flwr.supernode.cli import flower_supernode
 
-    kit = Path(os.environ[KIT])
-    push_messages = start_client_internal._push_messages  # pyright: ignore[reportPrivateUsage]
-    start_client_internal._push_messages = whole_replies(push_messages, lambda: is_at_work(kit))  # pyright: ignore
+    node._push_messages = whole_replies(node._push_messages)  # pyright: ignore
+    node._pull_and_store_message = prompt(node._pull_and_store_message)  # pyright: ignore
     flower_supernode()
 
 

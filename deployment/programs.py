@@ -12,11 +12,10 @@ from pathlib import Path
 from deployment.flower_app import NO_NETWORK, tool
 from deployment.server_kit import ServerKit
 from deployment.site_kit import POLICY, SUPEREXEC_SECRET, KitError, SiteKit
+from deployment.work import KIT
 
 LOCK = "flower.lock"
 """In a state folder; held by the process of Flower that writes there, however it was started."""
-KIT = "DIPRO_FED_KIT"
-"""Variable of the environment that names a site's kit to the guard in front of its client process."""
 _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 """Seconds between two looks for work, on loopback; a second unless given, in every round."""
 
@@ -65,7 +64,7 @@ def server_environment(kit: ServerKit) -> dict[str, str]:
 
 
 def site_programs(kit: SiteKit) -> list[Program]:
-    """The sidecar that shows the site's certificate, Flower's node behind it, and the SuperExec that starts its work.
+    """The sidecar that shows the site's certificate, Flower's node behind it, and what starts a process for its work.
 
     The node would start a SuperExec of its own, but never again once that is gone: it would stay online and idle.
     """
@@ -93,6 +92,7 @@ def site_programs(kit: SiteKit) -> list[Program]:
     return [
         Program(name="sidecar", command=_nginx_anew(kit.folder)),
         Program(name="node", command=node, seconds_to_stop=30),
+        Program(name="clientapps", command=(sys.executable, "-m", "deployment.warm_clientapps")),
         Program(name="superexec", command=superexec),
     ]
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+KIT = "DIPRO_FED_KIT"
+"""Variable of the environment that names a site's kit to the site's own processes."""
 _MARK = "run/at_work.lock"
 _REPLY_SECONDS = 5.0
 """Flower throws a finished reply away when its node is stopped right after."""

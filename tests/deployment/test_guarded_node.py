@@ -6,21 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.app.metadata import Metadata
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import ErrorCode, SubStatus
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _push_messages
 
-from deployment.guarded_node import whole_replies
+from deployment.guarded_node import prompt, whole_replies
 from deployment.proxy_process import end_orphans
 from deployment.work import at_work, is_at_work
 from tests.deployment.live import free_ports, wait_for
@@ -29,7 +32,7 @@ RUN = 7
 
 
 class _Node:
-    """Flower's node with one reply, of which the last part is missing, and what its server was sent."""
+    """Flower's node with one message that a process works on, and what its server was sent."""
 
     def __init__(self) -> None:
         self.state = NodeStateFactory(ObjectStoreFactory()).state()
@@ -45,69 +48,88 @@ class _Node:
             ttl=100.0,
             message_type="train",
         )
-        question = make_message(metadata=asked, content=RecordDict())
-        self.reply = Message(RecordDict({"numbers": ConfigRecord({"a": 1})}), reply_to=question)
-        self.reply.metadata.__dict__["_message_id"] = self.reply.object_id
-        self.parts = get_all_nested_objects(self.reply)
-        self.state.store_message(self.reply)
-        self.store.preregister(RUN, get_object_tree(self.reply))
-        *first, (self.last, _) = self.parts.items()
-        for number, part in first:
-            self.store.put(number, part.deflate())
+        self.question = make_message(metadata=asked, content=RecordDict())
+        task = self.state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash="")
+        assert task is not None
+        self.task = task
+        self.state.store_message(self.question)
+        self.token = self.state.claim_task(task)
+        assert self.state.activate_task(task)
         self.sent: list[Message] = []
         self.pushed: dict[str, bytes] = {}
 
-    def put_last(self) -> None:
-        self.store.put(self.last, self.parts[self.last].deflate())
+    def take(self) -> None:
+        """What a process does first."""
+        assert self.state.get_messages_legacy(run_ids=[RUN], is_reply=False, limit=1)
 
-    def send(self, message: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
+    def reply(self, *, whole: bool) -> None:
+        reply = Message(RecordDict({"numbers": ConfigRecord({"a": 1})}), reply_to=self.question)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        self.state.store_message(reply)
+        self.store.preregister(RUN, get_object_tree(reply))
+        parts = list(get_all_nested_objects(reply).items())
+        for number, part in parts if whole else parts[:-1]:
+            self.store.put(number, part.deflate())
+
+    def finish(self) -> None:
+        """What a process does last."""
+        assert self.state.finish_task(self.task, sub_status=SubStatus.COMPLETED, details="")
+
+    def lose(self) -> None:
+        """Nothing was heard of the process for so long that Flower gives it up."""
+        record = self.state.task_token_store[self.task]
+        record.active_until = datetime.now(UTC) - timedelta(seconds=1)
+
+    def push(self) -> Message:
+        """What the server is sent."""
+        whole_replies(_push_messages)(
+            state=self.state, object_store=self.store, send=self._send, push_object=self._push_object
+        )
+        (message,) = self.sent
+        assert message.metadata.reply_to_message_id == "question"
+        assert message.metadata.dst_node_id == 1
+        assert message.metadata.message_id in self.pushed
+        assert self.state.get_messages_legacy() == []
+        return message
+
+    def _send(self, message: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
         self.sent.append(message)
-        return {tree.object_id, *(child.object_id for child in tree.children)}, "session"
+        return {part.object_id for part in iterate_object_tree(tree)}, "session"
 
-    def push_object(self, run: int, session: str, number: str, content: bytes) -> None:
+    def _push_object(self, run: int, session: str, number: str, content: bytes) -> None:
         assert (run, session) == (RUN, "session")
         self.pushed[number] = content
 
-    def push(self, at_work) -> None:
-        whole_replies(_push_messages, at_work)(
-            state=self.state, object_store=self.store, send=self.send, push_object=self.push_object
-        )
 
-
-def test_a_reply_goes_out_once_it_is_whole() -> None:
-    node, looks = _Node(), []
-
-    def is_there() -> bool:
-        looks.append(len(node.sent))
-        if len(looks) == 3:
-            node.put_last()
-        return len(looks) < 4
-
-    node.push(is_there)
-    assert looks == [0, 0, 0]
-    assert [each.has_error() for each in node.sent] == [False]
-    assert node.last in node.pushed
-
-
-def test_the_last_part_counts_if_the_process_ended_right_after_it() -> None:
+def test_a_reply_goes_out_once_its_process_is_through() -> None:
     node = _Node()
-    node.put_last()
-    node.push(lambda: False)
-    assert [each.has_error() for each in node.sent] == [False]
+    node.take()
+    node.reply(whole=True)
+    thread = threading.Timer(0.3, node.finish)
+    thread.start()
+    assert not node.push().has_error()
+    assert not thread.is_alive()
 
 
-def test_a_reply_that_is_never_whole_is_told_as_lost() -> None:
-    """Flower alone would wait for ever; what it sends instead answers the same question, and can be read."""
+@pytest.mark.parametrize("moment", ["before it took the message", "at work", "in the middle of its reply"])
+def test_the_server_is_told_of_a_process_that_was_killed(moment: str) -> None:
+    """Flower alone would wait for ever in the first and the last case."""
     node = _Node()
-    node.push(lambda: False)
-    (error,) = node.sent
-    assert error.has_error()
-    assert error.error.code == ErrorCode.CLIENT_APP_CRASHED
-    assert error.metadata.reply_to_message_id == "question"
-    assert error.metadata.dst_node_id == node.reply.metadata.dst_node_id
-    assert list(node.pushed) == [error.metadata.message_id]
-    assert Message.inflate(node.pushed[error.metadata.message_id]).error.code == ErrorCode.CLIENT_APP_CRASHED
-    assert node.state.get_messages_legacy() == []
+    if moment != "before it took the message":
+        node.take()
+    if moment == "in the middle of its reply":
+        node.reply(whole=False)
+    node.lose()
+    message = node.push()
+    assert message.error.code == ErrorCode.CLIENT_APP_CRASHED
+    assert Message.inflate(node.pushed[message.metadata.message_id]).error.code == ErrorCode.CLIENT_APP_CRASHED
+
+
+def test_a_process_that_ends_without_a_reply_is_not_waited_for() -> None:
+    node = _Node()
+    node.take()
+    node.finish()
+    assert node.push().error.code == ErrorCode.CLIENT_APP_CRASHED
 
 
 def test_work_is_seen_from_other_processes(tmp_path: Path) -> None:
@@ -156,3 +178,12 @@ def test_nginx_starts_in_place_of_one_that_was_killed(tmp_path: Path) -> None:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_node_asks_until_there_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([None, None, 7])
+    waits: list[float] = []
+    monkeypatch.setattr("deployment.guarded_node.time.sleep", waits.append)
+    assert prompt(lambda **options: next(found))() == 7
+    assert len(waits) == 2
+    assert max(waits) <= 1
