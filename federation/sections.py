@@ -267,6 +267,18 @@ class StrategySettings(Section):
 
     recalibrate: bool = False
     """Give batch norm the statistics of all sites' samples together, where the mean forgets that sites differ."""
+    statistics_momentum: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With `recalibrate`: share that a round has in batch norm's statistics, the rest being those before it; below 1
+    where a round has few samples, whose statistics are little certain."""
+
+    @model_validator(mode="after")
+    def _momentum_has_statistics(self) -> "StrategySettings":
+        if self.statistics_momentum != 1 and not self.recalibrate:
+            raise ValueError(
+                "statistics_momentum is of the statistics that strategy.recalibrate takes; expected recalibrate=true, "
+                "found false"
+            )
+        return self
 
     def server_factor(self, server_round: int, rounds: int) -> float:
         """What the server's step of a round, counted from 1, is multiplied by."""
@@ -276,7 +288,9 @@ class StrategySettings(Section):
 
     def parameters(self) -> dict[str, float]:
         """The strategy's parameters that are set."""
-        named = self.model_dump(exclude={"name", "norm_factor", "recalibrate", "server_schedule"})
+        named = self.model_dump(
+            exclude={"name", "norm_factor", "recalibrate", "statistics_momentum", "server_schedule"}
+        )
         return {name: value for name, value in named.items() if value != "default"}
 
 

@@ -18,6 +18,7 @@ from server.aggregator import Aggregator, SiteUpdate
 from server.arithmetic import (
     ControlChange,
     Moments,
+    moved_moments,
     pooled_moments,
     recalibrated,
     scaffold_control_step,
@@ -110,8 +111,15 @@ class Replies:
             updates = [self._whole(each) for each in self._updates.values()]
         weights = self._aggregator.aggregate(self._guard.server_round, self._guard.reference, updates)
         if self._moments:
-            weights = recalibrated(weights, reduce(pooled_moments, self._moments.values()), self._entries)
+            weights = recalibrated(weights, self._statistics(), self._entries)
         return weights, self._next_control()
+
+    def _statistics(self) -> Moments:
+        """Batch norm's statistics of all samples of the round, or with less weight where the settings say so."""
+        pooled = reduce(pooled_moments, self._moments.values())
+        # The first rounds' mean, not their distance from the initial zeros and ones, is what a small share begins with.
+        share = max(self._strategy.statistics_momentum, 1 / self._guard.server_round)
+        return moved_moments(site_moments(self._guard.reference, self._entries, pooled.count), pooled, share)
 
     def _sum(self, sites: set[str]) -> None:
         """Let the replies of these sites that still wait go into the running sum."""

@@ -75,6 +75,12 @@ def pooled_moments(first: Moments, second: Moments) -> Moments:
     return Moments(count=count, mean=first.mean + share * apart, variance=variance)
 
 
+def moved_moments(before: Moments, now: Moments, share: float) -> Moments:
+    """Running statistics as torch's batch norm moves them: of what was, and of a round's samples with this share."""
+    mean = before.mean + share * (now.mean - before.mean)
+    return Moments(count=now.count, mean=mean, variance=before.variance + share * (now.variance - before.variance))
+
+
 def recalibrated(weights: np.ndarray, pooled: Moments, entries: ModelEntries) -> np.ndarray:
     """The aggregated weights with running statistics of all sites' samples together in place of averaged ones."""
     written = weights.copy()

@@ -21,7 +21,8 @@ from simulation.in_process import simulate_in_process
 from tests.deployment.live import Live
 
 KINDS = {
-    "site's process at work": "flwr-clientapp",
+    "site's process at work": "deployment.warm_clientapps",
+    "site's process that forks it": "deployment.warm_clientapps",
     "node": "deployment.guarded_node",
     "sidecar": "nginx: master process",
     "proxy": "nginx: master process",
@@ -113,6 +114,8 @@ def _kill(live: Live, kind: str, draw: random.Random) -> bool:
     if kind in ("proxy", "sidecar"):
         own = str(live.server)
         found = [each for each in found if (own in _command_line(each)) is (kind == "proxy")]
+    if "site's" in kind:
+        found = [each for each in found if (_parent(each) in found) is (kind == "site's process at work")]
     if not found:
         return False
     try:
@@ -120,6 +123,13 @@ def _kill(live: Live, kind: str, draw: random.Random) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _parent(number: int) -> int:
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _command_line(number: int) -> str:

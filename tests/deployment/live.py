@@ -47,7 +47,9 @@ class Live:
     def kit(self, site: str) -> Path:
         return self.folder / "kits" / "sites" / site
 
-    def command(self, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *words: object, check: bool = True, seconds: float = _COMMAND_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
         """`dipro-fed` with these words; with `check` it must succeed."""
         done = subprocess.run(
             [sys.executable, "-m", "dipro_fed", *map(str, words)],
@@ -55,7 +57,7 @@ class Live:
             env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
             capture_output=True,
             text=True,
-            timeout=_COMMAND_SECONDS,
+            timeout=seconds,
             check=False,
         )
         assert not check or done.returncode == 0, f"{words}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
@@ -100,10 +102,12 @@ class Live:
             self.command("site", "stop", "--kit", self.kit(site), "--wait", 0, check=False)
         self.command("server", "stop", "--kit", self.server, check=False)
 
-    def run(self, out: Path, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, out: Path, *words: object, check: bool = True, seconds: float = _COMMAND_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
         """`server run` with the small settings."""
         given = ("--task", "mortality", "--config", self.folder / "settings.yaml", "--kit", self.server, "--out", out)
-        return self.command("server", "run", *given, *words, check=check)
+        return self.command("server", "run", *given, *words, check=check, seconds=seconds)
 
     def processes(self, words: str) -> list[int]:
         """Numbers of the processes of this federation whose command line has these words."""

@@ -53,6 +53,10 @@ def _last(folder: Path) -> np.ndarray:
     return flatten_weights(load_checkpoint(folder / "checkpoints" / "last.pt")[0])
 
 
+def _kept(folder: Path, step: int) -> np.ndarray:
+    return flatten_weights(load_checkpoint(folder / "checkpoints" / f"round_{step:05d}.pt")[0])
+
+
 def test_audit_logs_say_what_went_and_what_left(tmp_path: Path, cohorts: list[Path]) -> None:
     _run(tmp_path / "run", cohorts)
     (tmp_path / "run" / "north" / "audit.jsonl").rename(tmp_path / "first.jsonl")
@@ -286,6 +290,22 @@ def test_recalibration_widens_variances_by_what_the_sites_differ_in(tmp_path: Pa
     assert wider.max() > 1e-6
     others = entries.trained.without(entries.variances)
     np.testing.assert_allclose(others.take(pooled), others.take(mean), atol=1e-6)
+
+
+def test_statistics_of_few_samples_move_as_torch_moves_them(tmp_path: Path, cohorts: list[Path]) -> None:
+    """From the second round on; the first has no statistics before it."""
+    rounds = ("strategy.recalibrate=true", "federation.rounds=2", "federation.patience=2", "federation.kept_rounds=2")
+    nothing = ("training.learning_rate=1e-12", "training.final_learning_rate=1e-12", "model.dropout=0.3")
+    settings = _run(tmp_path / "all", cohorts, *rounds, *nothing)
+    _run(tmp_path / "some", cohorts, *rounds, *nothing, "strategy.statistics_momentum=0.25")
+    statistics = model_entries(initial_model(settings)).statistics
+    first, both = (statistics.take(_kept(tmp_path / name, 1)) for name in ("some", "all"))
+    np.testing.assert_array_equal(first, both)
+    second, whole = (statistics.take(_kept(tmp_path / name, 2)) for name in ("some", "all"))
+    np.testing.assert_allclose(second, (first + whole) / 2, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(first, whole, atol=1e-4)
+    with pytest.raises(SettingsError, match="expected recalibrate=true, found false"):
+        small_settings("strategy.statistics_momentum=0.5")
 
 
 def test_state_is_needed_where_the_settings_keep_some(tmp_path: Path, cohorts: list[Path]) -> None:
