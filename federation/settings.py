@@ -70,11 +70,10 @@ class RunSettings(Section):
                 "strategy.name=scaffold takes one learning rate for all parameters; expected "
                 f"training.static_fusion_rate=1, found {self.training.static_fusion_rate:g}"
             )
-        learns_images = self.parts.radiographs and not self.model.freeze_backbone
-        if self.personal.method == "fedbn" and not learns_images:
+        if self.personal.method == "fedbn" and not self.parts.radiographs:
             raise ValueError(
-                "personal.method=fedbn keeps batch norm at the sites, but the image network, which alone has any, is "
-                "not trained; choose ditto or finetune, or train the image network"
+                "personal.method=fedbn keeps batch norm at the sites, but without radiographs (parts.radiographs=false) "
+                "none is used; choose ditto or finetune"
             )
         return self
 

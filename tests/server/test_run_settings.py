@@ -243,8 +243,8 @@ def test_fedbn_leaves_batch_norm_at_the_sites(tmp_path: Path, cohorts: list[Path
         scored = read_predictions(tmp_path / "run" / cohort.name / "chosen", Task.MORTALITY, [cohort.name])
         expected = _scores(chosen, with_own(common, own[cohort.name], entries.batch_norm), cohorts, cohort, settings)
         np.testing.assert_allclose(scored.probabilities, expected, atol=1e-6)
-    with pytest.raises(SettingsError, match="fedbn keeps batch norm at the sites, but the image network"):
-        small_settings("personal.method=fedbn", "model.freeze_backbone=true")
+    with pytest.raises(SettingsError, match="fedbn keeps batch norm at the sites, but without radiographs"):
+        small_settings("personal.method=fedbn", "parts.radiographs=false")
 
 
 def _scores(model, weights: np.ndarray, cohorts: list[Path], cohort: Path, settings: RunSettings) -> np.ndarray:
