@@ -65,7 +65,7 @@ def main() -> None:
     asked = {"every_s": arguments.every, "seed": arguments.seed}
     write_results(arguments.out, {"conditions": conditions(1) | asked, "found": found})
     show("A federation under kills", ("what", "found"), list(found.items()))
-    if not found["equal_to_reference"] or found["corrupted_checkpoints"]:
+    if not found["equal_to_reference"] or found["corrupted_checkpoints"] or found["rounds"] != arguments.rounds:
         raise SystemExit("the run was harmed")
 
 

@@ -51,7 +51,7 @@ def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int, mos
     """Run so many rounds into `folder`, killing a process of a random kind every so many seconds, `most` in all."""
     draw, report, kit = random.Random(seed), Report(), load_server_kit(live.server)
     start = time.monotonic()
-    live.run(folder, "--rounds", rounds, "--detach")
+    live.run(folder, "--rounds", rounds, "--detach", "--set", f"federation.patience={rounds}")
     number = int(next((folder / "flower").glob("run-id")).read_text())
     next_kill, waiting = time.monotonic() + draw.expovariate(1 / every), []
     finished = 0
@@ -93,7 +93,8 @@ def _resume(kit: ServerKit, folder: Path) -> int:
 def reference(live: Live, folder: Path, rounds: int) -> dict[str, torch.Tensor]:
     """The last model of the same run in this process."""
     torch.set_num_threads(1)
-    given = [f"federation.rounds={rounds}", "task=mortality", f"federation.num_sites={len(live.sites)}"]
+    rest = [f"federation.patience={rounds}", "task=mortality", f"federation.num_sites={len(live.sites)}"]
+    given = [f"federation.rounds={rounds}", *rest]
     settings = load_settings(live.folder / "settings.yaml", given)
     specs = [SiteSpec(name=site, cohort=live.folder / "cohorts" / site) for site in live.sites]
     simulate_in_process(specs, settings, folder)
