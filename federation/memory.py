@@ -36,6 +36,8 @@ class TensorMemory:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor on the CPU that shares memory with no other in use, its values whatever they were."""
         size = math.prod(shape) * dtype.itemsize
+        if not size:  # a part of no bytes has no order that torch could view as another type
+            return torch.empty(tuple(shape), dtype=dtype)
         free = sorted((block for block in self._blocks if block.is_free), key=lambda block: len(block.data))
         fitting = next((block for block in free if len(block.data) >= size), None)
         data = np.empty(size, np.uint8) if fitting is None else fitting.data

@@ -72,7 +72,7 @@ class RunSettings(Section):
             )
         if self.personal.method == "fedbn" and not self.parts.radiographs:
             raise ValueError(
-                "personal.method=fedbn keeps batch norm at the sites, but without radiographs (parts.radiographs=false) "
+                "personal.method=fedbn keeps batch norm at the sites, but without radiographs (parts.radiographs) "
                 "none is used; choose ditto or finetune"
             )
         return self

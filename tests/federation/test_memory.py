@@ -49,3 +49,11 @@ def test_memory_does_not_grow_with_the_number_of_tensors() -> None:
         assert [len(each) for each in alive] == [size, size + 1, size + 2]
         del alive
     assert len(memory._blocks) == 3
+
+
+def test_a_tensor_without_entries_is_one_too() -> None:
+    """Stays have none of what a part leaves out: regions without radiographs."""
+    memory = TensorMemory()
+    memory.empty((3,), torch.uint8)
+    assert memory.empty((2, 0, 4), torch.float32).shape == (2, 0, 4)
+    assert memory.empty((0,), torch.int64).dtype == torch.int64
