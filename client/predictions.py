@@ -93,6 +93,11 @@ def predictions_path(run: Path, site: str) -> Path:
     return run / FOLDER / f"{quote(site, safe=' ')}.parquet"
 
 
+def has_predictions(run: Path) -> bool:
+    """Whether a run's folder has scores of single patients; those of a run over the network stay at its sites."""
+    return (run / FOLDER).is_dir()
+
+
 def write_predictions(run: Path, site: str, predictions: Predictions) -> Path:
     """Write the predictions at one site, of all its splits, into the run's folder: the file is whole or not there."""
     path = predictions_path(run, site)
@@ -130,8 +135,8 @@ def _to_table(own: Predictions) -> pa.Table:
 def _read_site(path: Path, task: Task, site: str) -> Predictions:
     if not path.is_file():
         raise PredictionsError(
-            f"{path}: expected the predictions at site {site!r}, found no such file; was the run stopped before it "
-            "scored this site? Run it again"
+            f"{path}: expected the predictions at site {site!r}, found no such file; a run over the network leaves "
+            "them at its sites. Otherwise it was stopped before it scored this site: run it again"
         )
     try:
         table = pq.read_table(path)

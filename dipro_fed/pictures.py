@@ -21,7 +21,7 @@ def pictures(
     require_split(split)
     console = Console()
     with console.status(f"Drawing {len(runs)} runs"):
-        written = draw_runs(runs, out, split=split)
+        written = draw_runs(runs, out, split=split, tell=typer.echo)
     for path in written:
         console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
     console.print("docs/pictures.md says how to read them. Curves of few patients tell about each of them.")

@@ -9,10 +9,10 @@ import numpy as np
 from client.pictures.attention import draw_attention
 from client.pictures.scores import draw_scores
 from client.pictures.training import draw_training
-from client.predictions import Predictions
+from client.predictions import Predictions, has_predictions
 from dipro_model.vocabulary import Task
-from federation.run_folder import RunError, RunRecord
-from simulation.runs import Run, load_runs
+from federation.run_folder import RunError, RunRecord, read_history
+from simulation.runs import Run, load_runs, read_finished
 
 TASK_WORDS = {
     Task.DISEASE_PROGRESSION: "disease progression",
@@ -21,21 +21,27 @@ TASK_WORDS = {
 }
 
 
-def draw_runs(folders: Sequence[Path], out: Path, *, split: str) -> list[Path]:
+def draw_runs(
+    folders: Sequence[Path], out: Path, *, split: str, tell: Callable[[str], None] = lambda words: None
+) -> list[Path]:
     """Draw every run's training and its scores on a split, and the attention of all; the files that were written.
 
-    Runs may be of different tasks and cohorts. Raises RunError where a run has no scores of the split.
+    Of a run whose scores of single patients stayed at its sites the training alone, of which `tell` is told. Runs may
+    be of different tasks and cohorts. Raises RunError where a run has no scores of the split.
     """
-    runs = [load_runs([folder])[0] for folder in folders]
-    labels = _labels(runs)
-    written = []
-    for label, run in zip(labels, runs, strict=True):
-        if run.history:
-            written.append(draw_training(run.record, run.history, out / f"{_file_name(label)}-training.png"))
-        own = _of_split(run, split)
-        written.append(draw_scores(own, out / f"{_file_name(label)}-scores.png", title=_title(run)))
-    written += _draw_attention(dict(zip(labels, runs, strict=True)), out, split)
-    return written
+    records = [read_finished(folder) for folder in folders]
+    labels = _labels(records, folders)
+    written, scored = [], dict[str, Run]()
+    for label, record, folder in zip(labels, records, folders, strict=True):
+        if history := read_history(folder):
+            written.append(draw_training(record, history, out / f"{_file_name(label)}-training.png"))
+        if record.kind == "federated" and not has_predictions(folder):
+            tell(f"{folder}: the scores of single patients are at the sites; drawn is the training alone")
+            continue
+        (run,) = load_runs([folder])
+        scored[label] = run
+        written.append(draw_scores(_of_split(run, split), out / f"{_file_name(label)}-scores.png", title=_title(run)))
+    return written + _draw_attention(scored, out, split)
 
 
 def draw_run(run: Run, out: Path, *, split: str) -> list[Path]:
@@ -70,9 +76,8 @@ def _title(run: Run) -> str:
     return f"{run.record.name}{seed}: {TASK_WORDS[run.record.task]}"
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def _labels(records: Sequence[RunRecord], folders: Sequence[Path]) -> list[str]:
     """The shortest words that tell runs and tasks apart: names, with the task, with the seed, or their folders."""
-    records = [run.record for run in runs]
     forms: tuple[Callable[[RunRecord], str], ...] = (
         lambda record: record.name,
         lambda record: f"{record.name}, {TASK_WORDS[record.task]}",
@@ -83,7 +88,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         labels = [form(record) for record in records]
         if len(set(labels)) == len(labels):
             return labels
-    return [str(run.path) for run in runs]
+    return [str(folder) for folder in folders]
 
 
 def _file_name(label: str) -> str:

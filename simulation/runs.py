@@ -52,7 +52,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     twice = [str(path) for path, times in Counter(each.resolve() for each in folders).items() if times > 1]
     if twice:
         raise RunError(f"expected each run once, found {', '.join(twice)} several times; name every folder once")
-    records = {folder: _finished(folder) for folder in folders}
+    records = {folder: read_finished(folder) for folder in folders}
     _require_one_task(records)
     labels = _unique_labels(records)
     runs = [
@@ -70,7 +70,8 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     return sorted(runs, key=lambda run: KIND_ORDER.index(run.record.kind))
 
 
-def _finished(folder: Path) -> RunRecord:
+def read_finished(folder: Path) -> RunRecord:
+    """The record of a run that has finished. Raises RunError."""
     record = read_run(folder)
     if record.status != "finished":
         raise RunError(

@@ -1,5 +1,6 @@
 """Pictures of run folders: which are drawn, under which names."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_written_files_are_those_that_are_named(patients, tmp_path) -> None:
     written = draw_runs([run], tmp_path / "out", split="val")
     assert sorted(path.name for path in written) == names(tmp_path / "out")
     assert names(tmp_path / "out") == ["attention.png", "federated-scores.png", "federated-training.png"]
+
+
+def test_a_run_whose_scores_stayed_at_its_sites_has_its_training_drawn(patients, tmp_path) -> None:
+    run = write_fake_run(tmp_path / "run", patients, kind="federated")
+    shutil.rmtree(run / "predictions")
+    said: list[str] = []
+    written = draw_runs([run], tmp_path / "out", split="test", tell=said.append)
+    assert [path.name for path in written] == names(tmp_path / "out") == ["federated-training.png"]
+    assert "at the sites" in said[0]
 
 
 def test_no_attention_is_drawn_of_a_model_without_radiographs(patients, tmp_path) -> None:
