@@ -3,12 +3,14 @@
 Flower's node waits for the reply to a message without end. It answers itself for a process that stopped, but only
 between that process's taking the message and the first word of its reply: killed before or after, it leaves a node that
 is online and does nothing more. Here a reply goes out once its process is through; where it is not whole by then, or
-not there, the server is told that the process was lost. And Flower's node looks for messages every three seconds,
-which costs every exchange half of that.
+not there, the server is told that the process was lost. Flower's node also gives a whole reply up for one part that
+the server has already, where the link broke off before the server's answer; and it looks for messages every three
+seconds, which costs every exchange half of that.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from flwr.app import Error, Message
 from flwr.app.message.message import make_message
@@ -16,6 +18,7 @@ from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode, Status
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStore
 from flwr.supernode.nodestate import NodeState
 
@@ -41,8 +44,14 @@ def whole_replies(push_messages: Callable[..., None]) -> Callable[..., None]:
                     push_object(message.metadata.run_id, session, number, part.deflate())
             return set(), session
 
+        def push_part(run: int, session: str, number: str, content: bytes) -> None:
+            # A part that came, but whose answer was lost on the way, is refused when it is sent again. Where one was
+            # refused for another reason, the server misses it and asks the site again.
+            with suppress(ObjectPushError):
+                push_object(run, session, number, content)
+
         _await_process(state)
-        push_messages(state=state, object_store=object_store, send=send_whole, push_object=push_object)
+        push_messages(state=state, object_store=object_store, send=send_whole, push_object=push_part)
 
     return push_whole
 

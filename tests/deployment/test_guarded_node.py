@@ -19,6 +19,7 @@ from flwr.common.constant import ErrorCode, SubStatus
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _push_messages
@@ -123,6 +124,26 @@ def test_the_server_is_told_of_a_process_that_was_killed(moment: str) -> None:
     message = node.push()
     assert message.error.code == ErrorCode.CLIENT_APP_CRASHED
     assert Message.inflate(node.pushed[message.metadata.message_id]).error.code == ErrorCode.CLIENT_APP_CRASHED
+
+
+def test_a_part_that_the_server_has_already_does_not_cost_the_reply(caplog: pytest.LogCaptureFixture) -> None:
+    """Flower's server refuses what it has: sent again, because a link broke off before the answer."""
+    node = _Node()
+    node.take()
+    node.reply(whole=True)
+    node.finish()
+    store, refused = node._push_object, []
+
+    def push_object(run: int, session: str, number: str, content: bytes) -> None:
+        store(run, session, number, content)
+        if not refused:
+            refused.append(number)
+            raise ObjectPushError(number, run, session)
+
+    node._push_object = push_object
+    assert not node.push().has_error()
+    assert refused
+    assert "Sent successfully" in caplog.text
 
 
 def test_a_process_that_ends_without_a_reply_is_not_waited_for() -> None:
