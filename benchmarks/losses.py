@@ -50,7 +50,8 @@ class Run:
         """Wait until it has ended; what it said where it did not end well."""
         self._thread.join(seconds)
         (done,) = self._done
-        said = "" if done.returncode == 0 else " ".join(done.stderr.split())
+        said = "" if done.returncode == 0 else " ".join(done.stderr.partition("error:")[2].split())
+        said = said.replace(f"{self._live.folder}/", "")
         return {"ended by itself": done.returncode == 0, "s": time.monotonic() - self._begin, "said": said}
 
     def _follow(self) -> None:
