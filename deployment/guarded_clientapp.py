@@ -17,8 +17,11 @@ from federation.audit import AUDIT, AuditLog
 from federation.code_digest import PACKAGES
 
 
-def guarded(install: Callable[..., Path], kit: Path) -> Callable[..., Path]:
-    """Flower's function that unpacks a bundle, behind the site's list of approved ones."""
+def guarded(install: Callable[..., Path], kit: Path, *, forgotten: tuple[str, ...] = ()) -> Callable[..., Path]:
+    """Flower's function that unpacks a bundle, behind the site's list of approved ones.
+
+    Once one is unpacked, this process forgets the packages `forgotten`, so that it imports the bundle's.
+    """
 
     def install_approved(fab_file: Path | bytes, *arguments: object, **options: object) -> Path:
         content = fab_file if isinstance(fab_file, bytes) else fab_file.read_bytes()
@@ -28,7 +31,7 @@ def guarded(install: Callable[..., Path], kit: Path) -> Callable[..., Path]:
             AuditLog(path=kit / AUDIT).write("refused", asked="run a bundle", reason=str(error))
             raise
         installed = install(content, *arguments, **options)
-        _forget(PACKAGES)
+        _forget(forgotten)
         return installed
 
     return install_approved
@@ -51,7 +54,7 @@ def main() -> None:
             f"expected the site's kit in {KIT}, found {kit or 'nothing'}; start the site with `dipro-fed site start`"
         )
     install = run_clientapp.install_from_fab  # pyright: ignore[reportPrivateImportUsage]
-    run_clientapp.install_from_fab = guarded(install, Path(kit))  # pyright: ignore[reportPrivateImportUsage]
+    run_clientapp.install_from_fab = guarded(install, Path(kit), forgotten=PACKAGES)  # pyright: ignore[reportPrivateImportUsage]
     with at_work(Path(kit)):
         flwr_clientapp()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from deployment.guarded_clientapp import guarded
 from deployment.warm_clientapps import hand_over
 from tests.deployment.live import wait_for
 
@@ -18,6 +17,22 @@ from pathlib import Path
 from deployment.warm_clientapps import await_message
 words = await_message(Path(sys.argv[1]))
 Path(sys.argv[1], words[0]).write_text(" ".join(words[1:]))
+"""
+
+GUARDS = """
+import sys
+from pathlib import Path
+from deployment.bundles import Approvals
+from deployment.guarded_clientapp import guarded
+from federation.code_digest import PACKAGES
+import federation.audit
+print(federation.audit.AUDIT)
+Approvals.require = lambda self, content: None
+bundle = Path(sys.argv[1])
+sys.path.insert(0, str(bundle))
+guarded(lambda content: bundle, bundle, forgotten=PACKAGES)(b"")
+import federation.audit
+print(federation.audit.AUDIT)
 """
 
 
@@ -65,19 +80,11 @@ def test_without_it_a_message_is_worked_on_all_the_same(tmp_path: Path) -> None:
     assert "starting one for this message" in done.stderr
 
 
-def test_the_code_of_the_bundle_runs_not_the_site_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_bundle_runs_not_the_site_s_own(tmp_path: Path) -> None:
     """The guard needs a module of this project itself; the bundle's of that name must not be taken for it."""
     bundle = tmp_path / "unpacked"
     (bundle / "federation").mkdir(parents=True)
     (bundle / "federation" / "__init__.py").write_text("")
     (bundle / "federation" / "audit.py").write_text("AUDIT = 'of the bundle'\n")
-    monkeypatch.setattr("deployment.guarded_clientapp.Approvals.require", lambda self, content: None)
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] in ("client", "federation", "server", "dipro_model")
-    ]:
-        monkeypatch.setitem(sys.modules, name, sys.modules[name])  # back at the end
-    monkeypatch.syspath_prepend(str(bundle))
-    assert guarded(lambda content: bundle, tmp_path)(b"") == bundle
-    from federation.audit import AUDIT
-
-    assert AUDIT == "of the bundle"
+    done = subprocess.run([sys.executable, "-c", GUARDS, str(bundle)], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:2] == ["audit.jsonl", "of the bundle"], done.stderr
