@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from client.records import SiteRecords, StayRecord, not_mentioned
 from dipro_model import Stay
-from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, REGIONS, TASK_CLASSES, Task
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, REGIONS, Task
 
 
 class DataError(ValueError):
@@ -130,12 +130,6 @@ class SampleSet(Dataset[Stay]):
     def patients(self) -> list[tuple[str, int]]:
         """The site and patient of each sample."""
         return [(sample.site, sample.stay.subject_id) for sample in self.samples]
-
-    def label_counts(self) -> list[list[int]]:
-        """[output][class]: how many samples carry each label, without 'not mentioned'."""
-        num_classes = len(TASK_CLASSES[self.task])
-        columns = np.atleast_2d(self.labels.T)
-        return [np.bincount(each, minlength=num_classes)[:num_classes].tolist() for each in columns]
 
     def progression_counts(self) -> np.ndarray:
         """int64 [disease, class]: image-level progression labels of this split's pairs, without 'not mentioned'."""

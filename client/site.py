@@ -108,7 +108,7 @@ class Site:
             model,
             samples,
             make_optimizer(model, self.settings),
-            self._training_weights(samples),
+            self._class_weights(),
             before_step=correction.before_step(model, entries, received),
         )
         trained = flatten_weights(model)
@@ -139,13 +139,6 @@ class Site:
     def _class_weights(self) -> ClassWeights:
         """Those of all sites' labels together."""
         return self._agreed().class_weights(self.settings.training.class_weights).to(self.device)
-
-    def _training_weights(self, samples: SampleSet) -> ClassWeights:
-        """The agreed class weights, and what takes the site's own class frequencies out of the common model."""
-        weights = self._class_weights()
-        if not self.settings.training.logit_adjustment:
-            return weights
-        return replace(weights, logit_shift=self._agreed().logit_shift(samples.label_counts()).to(self.device))
 
     def evaluate(self, model: DiPro, instruction: Instruction) -> EvaluateReply:
         """Losses and metrics on the asked splits of the given weights, or of the site's personal model.

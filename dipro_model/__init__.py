@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dipro_model.checkpoint import load_official_state_dict
     from dipro_model.config import BackboneConfig, DiProConfig, LossWeights, Parts
     from dipro_model.execution import Execution
-    from dipro_model.losses import ClassWeights, class_weights_from_counts, logit_shift_from_counts, objective
+    from dipro_model.losses import ClassWeights, class_weights_from_counts, objective
     from dipro_model.model import DiPro
     from dipro_model.output import Output
 
@@ -28,7 +28,6 @@ _HOME = {
     "collate": "batch",
     "load_official_state_dict": "checkpoint",
     "load_torchvision_weights": "backbone",
-    "logit_shift_from_counts": "losses",
     "objective": "losses",
 }
 
@@ -47,7 +46,6 @@ __all__ = [
     "collate",
     "load_official_state_dict",
     "load_torchvision_weights",
-    "logit_shift_from_counts",
     "objective",
 ]
 

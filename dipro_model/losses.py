@@ -1,7 +1,7 @@
 """The objective: the task's loss and four terms that shape the image features, each a mean over what is real."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from dipro_model.batch import Batch
 from dipro_model.config import DiProConfig
 from dipro_model.output import Output
-from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, TASK_CLASSES, Task
+from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, PROGRESSIONS, Task
 
 Weighting = Literal["balanced", "published", "none"]
 """How labels that are rare in training weigh."""
@@ -28,13 +28,10 @@ class ClassWeights:
     mortality_positive: Float[Tensor, ""] | None = None
     """Weight of a death relative to a survival; None weighs both alike."""
 
-    logit_shift: Float[Tensor, "output class"] | None = None
-    """Added to the logits of the task's own loss (`logit_shift_from_counts`); None adds nothing."""
-
     def to(self, device: torch.device | str) -> "ClassWeights":
         """The same weights on another device."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return ClassWeights(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        move = [None if value is None else value.to(device) for value in (self.progression, self.mortality_positive)]
+        return ClassWeights(progression=move[0], mortality_positive=move[1])
 
 
 def class_weights_from_counts(
@@ -77,25 +74,6 @@ def _death_weight(weighting: Weighting, counts: Sequence[int]) -> Float[Tensor, 
     return torch.tensor(survivals / deaths if survivals and deaths else 1.0)
 
 
-def logit_shift_from_counts(
-    own: Sequence[Sequence[int]], everywhere: Sequence[Sequence[int]], task: Task
-) -> Float[Tensor, "output class"]:
-    """What a site adds to the logits while it trains, so that how frequent a class is there is not learned.
-
-    `own` and `everywhere` count labels of each class for each output, at the site and at all sites ([K][C]; two classes
-    for mortality, whose one logit is of death). The shift of a class is the log of its share at the site over its share
-    everywhere. Where sites differ in how frequent classes are and in nothing else, the logits that are best at each of
-    them are then the same, those that are best for all patients together (logit adjustment: Menon et al. 2021, arXiv
-    2007.07314; for sites of a federation Zhang et al. 2022, arXiv 2209.00189). Zero where the shares are equal. One is
-    added to each count, so that a class that a site lacks has a finite shift.
-    """
-    shape = (len(DISEASES) if task is Task.DISEASE_PROGRESSION else 1, len(TASK_CLASSES[task]))
-    tables = [_read_counts(task.value, counts, shape) + 1 for counts in (own, everywhere)]
-    here, there = (table / table.sum(dim=1, keepdim=True) for table in tables)
-    shift = (here / there).log().float()
-    return shift[:, 1:] - shift[:, :1] if task is Task.MORTALITY else shift
-
-
 def _read_counts(name: str, counts: Sequence, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
     table = torch.as_tensor(counts, dtype=torch.float64)
     if tuple(table.shape) != shape or not bool((table >= 0).all()):
@@ -134,10 +112,8 @@ def task_loss(
 ) -> Float[Tensor, ""]:
     """Progression: sum over diseases of weighted cross entropy over the stays that mention the disease.
 
-    Mortality: mean binary cross entropy. Length of stay: mean cross entropy. All of the logits plus their shift.
+    Mortality: mean binary cross entropy. Length of stay: mean cross entropy.
     """
-    if class_weights.logit_shift is not None:
-        logits = logits + class_weights.logit_shift.to(logits)
     expected = logits.shape[:2] if task is Task.DISEASE_PROGRESSION else logits.shape[:1]
     if label.shape != expected:
         raise ValueError(f"label: expected shape {list(expected)} for {task}, got {list(label.shape)}")

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from torch import Tensor
-
-from dipro_model.losses import ClassWeights, Weighting, class_weights_from_counts, logit_shift_from_counts
+from dipro_model.losses import ClassWeights, Weighting, class_weights_from_counts
 from dipro_model.vocabulary import TASK_CLASSES, Task
 from federation.site_statistics import (
     CATEGORIES,
@@ -83,19 +81,12 @@ class Agreement(JsonText):
         A class of which no count is disclosed, though some site withholds its own, counts as the most that those sites
         can have without disclosing it, so that it is not left out of the loss.
         """
-        table = self._label_table()
+        table = [self._counts(output) for output in label_outputs(self.task)]
         return class_weights_from_counts(
             weighting,
             progression=table if self.task is Task.DISEASE_PROGRESSION else None,
             mortality=table[0] if self.task is Task.MORTALITY else None,
         )
-
-    def logit_shift(self, own: Sequence[Sequence[int]]) -> Tensor:
-        """[output, class] that a site with these training labels ([output][class]) adds to its logits in training."""
-        return logit_shift_from_counts(own, self._label_table(), self.task)
-
-    def _label_table(self) -> list[list[int]]:
-        return [self._counts(output) for output in label_outputs(self.task)]
 
     def _counts(self, output: str) -> list[int]:
         hidden = [site for site, items in self.withheld.items() if f"labels/{output}" in items]

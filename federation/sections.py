@@ -126,9 +126,6 @@ class TrainingSettings(Section):
     """Epochs without a gain on the validation monitor before centralized training stops."""
     class_weights: Literal["balanced", "published", "none"] = "balanced"
     """Weights of classes and of deaths, from training labels; `published` keeps the published faults."""
-    logit_adjustment: bool = False
-    """In federated training, for sites whose classes differ: while a site trains, add to each class's logit the log of
-    its share at the site over its share at all sites, so that how frequent it is there is not learned."""
     batch_norm: Literal["train", "frozen", "received"] = "train"
     """`frozen` keeps the running statistics and normalises with them while training. `received`, in federated training,
     normalises with those that the round began with, and takes those of the site's work along: for sites whose classes

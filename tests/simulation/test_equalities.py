@@ -73,31 +73,6 @@ def test_one_full_batch_step_at_several_sites_equals_one_step_on_the_union(tmp_p
     assert _largest_difference(last_weights(tmp_path / "alone"), centralized) > 1e-4
 
 
-def test_logit_adjustment_is_of_how_a_site_differs_and_of_training_alone(tmp_path: Path) -> None:
-    cohorts = [
-        write_cohort(tmp_path / name, num_patients=size, seed=seed, first_subject=first)
-        for name, size, seed, first in (("north", 12, 1, 100), ("south", 16, 2, 500))
-    ]
-
-    def run(name: str, sites: int, *more: str) -> dict[str, torch.Tensor]:
-        settings = small_settings("federation.rounds=1", f"federation.num_sites={sites}", *more)
-        return federate(tmp_path / name, cohorts[:sites], settings)
-
-    alone = run("alone", 1)
-    assert _largest_difference(alone, run("alone adjusted", 1, "training.logit_adjustment=true")) == 0.0
-    # A third of the deaths at one site, half at the other: at such a small rate the weights stay as they are.
-    still = ("training.learning_rate=1e-12", "training.weight_decay=0.0", "model.dropout=0.0")
-    run("plain", 2, *still)
-    run("adjusted", 2, *still, "training.logit_adjustment=true")
-    plain, adjusted = (read_history(tmp_path / name) for name in ("plain", "adjusted"))
-    for before, after in zip(plain, adjusted, strict=True):
-        assert (before.site, before.split) == (after.site, after.split)
-        if before.split == "train":
-            assert abs(before.loss - after.loss) > 1e-3
-        else:
-            assert before.loss == pytest.approx(after.loss, rel=1e-5)
-
-
 def test_the_order_of_the_sites_changes_nothing(tmp_path: Path) -> None:
     cohorts = [
         write_cohort(tmp_path / name, num_patients=16, seed=seed, first_subject=first)
