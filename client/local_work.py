@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch
 
 from client.dataset import SampleSet
 from client.received_norms import received_norms
-from client.training import Position, train_epoch
+from client.training import Position, samples_in_turn, train_epoch
 from dipro_model import ClassWeights, DiPro
 from federation.settings import RunSettings
 
@@ -55,16 +55,17 @@ class LocalWork:
 
         received = received_norms(model) if self.settings.training.batch_norm == "received" else nullcontext()
         with received:
-            for epoch, repeat, num_epochs in self._passes():
+            for each in self._passes(samples):
                 losses = train_epoch(
                     model,
                     samples,
                     optimizer,
                     self.settings,
                     weights,
-                    epoch=epoch,
-                    num_epochs=num_epochs,
-                    repeat=repeat,
+                    epoch=each.epoch,
+                    num_epochs=each.num_epochs,
+                    repeat=each.repeat,
+                    order=each.order,
                     before_step=before_step,
                     after_step=count,
                     is_over=is_over,
@@ -73,13 +74,44 @@ class LocalWork:
                     break
         return losses
 
-    def _passes(self) -> Iterator[tuple[int, int, int]]:
-        """Epoch, repeat and number of epochs of each pass; the rate of steps or seconds moves from round to round."""
+    def _passes(self, samples: SampleSet) -> Iterator["_Pass"]:
+        """All that may be needed; the rate of steps or seconds moves from round to round."""
         federation, first = self.settings.federation, self.server_round - 1
         if federation.local_work == "epochs":
             local = federation.local_epochs
             for number in range(local):
-                yield first * local + number, 0, federation.rounds * local
+                yield _Pass(epoch=first * local + number, num_epochs=federation.rounds * local)
+            return
+        training = self.settings.training
+        a_step = training.samples_per_batch(self.settings.task) * training.accumulated_batches
+        if federation.local_work == "steps" and a_step < len(samples):
+            count = federation.local_steps * a_step
+            order = samples_in_turn(samples, self.settings, first * count, count)
+            yield _Pass(epoch=first, num_epochs=federation.rounds, order=order)
             return
         for repeat in itertools.count():
-            yield first, repeat, federation.rounds
+            yield _Pass(epoch=first, num_epochs=federation.rounds, repeat=repeat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """What `train_epoch` is called with."""
+
+    epoch: int
+    num_epochs: int
+    repeat: int = 0
+    order: Sequence[int] | None = None
+
+
+def of_common_batch(settings: RunSettings, num_samples: int, total_samples: int) -> RunSettings:
+    """The settings with this site's part of a batch of all sites, at the rate of the whole batch.
+
+    Its share is that of its `num_samples` in the `total_samples` of all sites; at least one sample, at most all of the
+    batch. Settings without `federation.common_batch` stay as they are.
+    """
+    if not settings.federation.common_batch:
+        return settings
+    whole = settings.training.samples_per_batch(settings.task)
+    part = min(whole, max(1, round(whole * num_samples / max(total_samples, 1))))
+    own = {"batch_size": part, "learning_rate": settings.training.start_rate(settings.task)}
+    return settings.model_copy(update={"training": settings.training.model_copy(update=own)})

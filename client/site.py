@@ -13,7 +13,7 @@ from client.corrections import Correction
 from client.dataset import SampleSet, require_every_split, require_trainable
 from client.exchange import received_weights, sent_weights
 from client.features import inputs_of
-from client.local_work import LocalWork
+from client.local_work import LocalWork, of_common_batch
 from client.personal import Personal
 from client.predictions import Predictions, write_predictions
 from client.records import SiteRecords
@@ -103,11 +103,12 @@ class Site:
         correction = Correction(
             settings=self.settings, state=state, control=instruction.control, server_round=instruction.server_round
         )
-        work = LocalWork(settings=self.settings, server_round=instruction.server_round)
+        settings = of_common_batch(self.settings, len(samples), instruction.total_samples)
+        work = LocalWork(settings=settings, server_round=instruction.server_round)
         losses = work.run(
             model,
             samples,
-            make_optimizer(model, self.settings),
+            make_optimizer(model, settings),
             self._class_weights(),
             before_step=correction.before_step(model, entries, received),
         )

@@ -118,6 +118,7 @@ def train_epoch(
     epoch: int,
     num_epochs: int,
     repeat: int = 0,
+    order: Sequence[int] | None = None,
     start: Position | None = None,
     before_step: Callable[[], None] = lambda: None,
     after_step: Callable[[Position], None] = lambda position: None,
@@ -127,6 +128,7 @@ def train_epoch(
 
     `before_step` may change the gradients of a step whose loss is finite. After each step `is_over` may end the pass;
     `repeat` counts earlier passes at the rate of the same epoch, which have an order and random numbers of their own.
+    `order` names the samples to go through, by number, in place of all of them in an order of the epoch's own.
 
     From a position `start` of the same epoch, which `after_step` was told once, the pass goes on as if it had never
     stopped: bit for bit on a CPU with the same number of threads, given the weights and the optimizer of that moment.
@@ -138,7 +140,8 @@ def train_epoch(
     _begin_epoch(model, settings, _epoch_seed(settings, "dropout", epoch, repeat, samples))
     for group in optimizer.param_groups:
         group["lr"] = group["rate_factor"] * learning_rate(settings, epoch, num_epochs)
-    order = _shuffled(len(samples), _epoch_seed(settings, "order", epoch, repeat, samples))
+    if order is None:
+        order = _shuffled(len(samples), _epoch_seed(settings, "order", epoch, repeat, samples))
     sums, first, seen = _Sums(), 0, 0
     if start is not None:
         _restore_random_states(start, device)
@@ -159,6 +162,14 @@ def train_epoch(
         if is_over():
             break
     return sums.means(seen)
+
+
+def samples_in_turn(samples: SampleSet, settings: RunSettings, first: int, count: int) -> list[int]:
+    """Numbers of `count` samples from place `first` on of endless passes, each over all samples in an order of its own."""
+    size = len(samples)
+    passes = range(first // size, (first + count - 1) // size + 1)
+    order = [each for number in passes for each in _shuffled(size, _epoch_seed(settings, "order", number, 0, samples))]
+    return order[first % size :][:count]
 
 
 @torch.no_grad()

@@ -78,6 +78,8 @@ class Instruction:
     """In `join`: what the site hashes its patients' identifiers with; empty where the server does not compare them."""
     agreement: str = ""
     """The `Agreement` as JSON, what the site's values and class weights are to mean; empty in `join`."""
+    total_samples: int = 0
+    """Training samples of all sites together; 0 in `join`."""
 
     def record(self) -> RecordDict:
         config = ConfigRecord(
@@ -93,6 +95,7 @@ class Instruction:
                 "final": self.final,
                 "salt": self.salt,
                 "agreement": self.agreement,
+                "total-samples": self.total_samples,
             }
         )
         return RecordDict({ARRAYS: _pack(self.weights, self.control), CONFIG: config})
@@ -115,6 +118,7 @@ class Instruction:
             final=cast(bool, config["final"]),
             salt=cast(bytes, config["salt"]),
             agreement=cast(str, config["agreement"]),
+            total_samples=cast(int, config["total-samples"]),
         )
 
 

@@ -171,7 +171,11 @@ class FederationSettings(Section):
     local_epochs: Annotated[int, Field(ge=1)] = 1
     """Passes over its own training samples that a site makes in a round."""
     local_steps: Annotated[int, Field(ge=1)] = 50
-    """Optimizer steps of a round, the same for large and small sites; passes are repeated until they are made."""
+    """Optimizer steps of a round, the same for large and small sites; a site goes on through its samples where the round
+    before ended, so that each is seen as often as any other."""
+    common_batch: bool = False
+    """`training.batch_size` is the size of a batch of all sites together: each site's part of it is its share of all
+    training samples, one sample at least. The rate stays that of the whole batch."""
     local_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Time of a round's work, so that slow sites do less; the step in which it runs out is finished."""
     patience: Annotated[int, Field(ge=1)] = 10

@@ -268,6 +268,7 @@ class Rounds:
                     splits=splits,
                     final=final,
                     agreement=self._federation.agreement.to_json(),
+                    total_samples=sum(each.num_samples[SPLITS[0]] for each in self._federation.joined.values()),
                 )
                 records[parcel.base] = instruction.record()
             return records[parcel.base]

@@ -67,6 +67,16 @@ def test_one_full_batch_step_at_several_sites_equals_one_step_on_the_union(tmp_p
     train(specs, settings, tmp_path / "centralized")
     federated, centralized = federate(tmp_path / "federated", cohorts, settings), last_weights(tmp_path / "centralized")
     assert _largest_difference(federated, centralized) <= 1e-5
+    # So it is where the sites share a batch that holds all of them: 8, 12 and 4 training samples.
+    shared = settings.model_copy(
+        update={
+            "training": settings.training.model_copy(update={"batch_size": 24}),
+            "federation": settings.federation.model_copy(
+                update={"common_batch": True, "local_work": "steps", "local_steps": 1}
+            ),
+        }
+    )
+    assert _largest_difference(federate(tmp_path / "shared", cohorts, shared), centralized) <= 1e-5
     # The step itself is far larger than the tolerance, else the test could not fail.
     alone = train(specs, settings, tmp_path / "alone", only="north")
     assert alone.trained_on == ("north",)
