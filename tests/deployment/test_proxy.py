@@ -21,6 +21,7 @@ from deployment.authority import Authority, pem
 from deployment.keys import header_key, make_key, read_key, read_node_public_key, write_key
 from deployment.kits import provision
 from deployment.project import Project
+from deployment.proxy_process import command
 from tests.deployment.live import free_ports
 
 pytestmark = pytest.mark.skipif(
@@ -102,7 +103,7 @@ class Federation:
 def _nginx(folder: Path, port: int) -> subprocess.Popen:
     for name in ("run", "logs"):
         (folder / name).mkdir(exist_ok=True)
-    process = subprocess.Popen(["nginx", "-p", folder, "-c", "nginx.conf"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command("nginx", folder), stderr=subprocess.DEVNULL)
     for _ in range(100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
