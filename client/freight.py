@@ -96,7 +96,7 @@ class Carrier:
         connection = self._connection = self._connection or self._connect()
         headers = {"Range": f"bytes={start}-"} if start else {}
         try:
-            connection.request(method, f"/v1/freight/{path}", body=body, headers=headers)
+            connection.request(method, f"/v1/freight/{path}", body=None if body is None else body.data, headers=headers)
             answer = connection.getresponse()
             if answer.status in _UNREACHABLE:
                 raise _BrokenError(f"{answer.status} {answer.reason}")
