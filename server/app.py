@@ -14,6 +14,7 @@ from federation.audit import AUDIT, AuditError, AuditLog
 from federation.code_digest import code_digest
 from federation.differences import differences
 from federation.initial import initial_model
+from federation.later import Later
 from federation.messages import EvaluateReply
 from federation.pooled import PooledMetric, combine, pooled_metrics
 from federation.resume import EarlierRun, find_earlier
@@ -41,7 +42,7 @@ def coordinate(
     grid: Grid,
     settings: RunSettings,
     folder: Path,
-    after_round: Callable[[], None] = lambda: None,
+    after_round: Callable[[], None] | None = None,
     *,
     freight: Hold | None = None,
 ) -> None:
@@ -73,7 +74,9 @@ def coordinate(
         record if earlier is None else replace(earlier.record, status="running"),
         earlier,
         agreement=federation.agreement.to_json(),
+        later=Later(),
     )
+    federation.exchange.before_asking = writer.settle
     writer.note(refused=refused, monitored=monitor.words)
 
     def keep_unscored(aggregated: Round) -> None:
@@ -100,7 +103,9 @@ def coordinate(
         remembered = Memory(finished.state, tuple(refused), monitor.words, _noted(traffic, finished.number))
         writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value, remembered.for_checkpoint())
         writer.keep_among_last(finished.number, model, settings.federation.kept_rounds)
-        after_round()
+        if after_round is not None:
+            writer.settle()
+            after_round()
         return Verdict(best_round=writer.record.best_step or 0, is_last=_is_last(writer, finished.number, settings))
 
     try:

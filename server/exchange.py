@@ -70,6 +70,8 @@ class Exchange:
         self.grid, self.seconds, self.traffic, self.audit, self.attempts = grid, seconds, Traffic(), audit, attempts
         self.freight: Hold | None = None
         """Where large arrays travel beside the messages; None lets them travel inside."""
+        self.before_asking: Callable[[], None] = lambda: None
+        """What must be done before a question leaves; called when all else is."""
 
     def replies(
         self,
@@ -102,7 +104,9 @@ class Exchange:
             size = num_bytes(record)
             self.traffic.to_sites += size
             self._note("sent", **said, site=site, bytes=size)
-            return record if self.freight is None else self.freight.send(record, site)
+            record = record if self.freight is None else self.freight.send(record, site)
+            self.before_asking()
+            return record
 
         return counted
 

@@ -122,7 +122,7 @@ def _taken(folder: Path, names: Iterator[str], item: Item) -> np.ndarray:
         try:
             with path.open("rb") as file:
                 found = os.fstat(file.fileno()).st_size
-                read = file.readinto(part) if found == len(part) else 0
+                read = file.readinto(part.data) if found == len(part) else 0
         except OSError:
             found, read = 0, 0
         if read != len(part):

@@ -101,7 +101,10 @@ def test_what_no_server_sends_is_not_fetched(dtype: str, shape: tuple[int, ...],
 def test_a_message_names_its_dock_or_none() -> None:
     dock = Dock(**NAMES)
     assert Dock.of(dock.record()) == dock
-    assert Dock.of(Instruction(server_round=1, code_digest="", layout_digest="", weights=np.zeros(0, np.float32)).record()) is None
+    assert (
+        Dock.of(Instruction(server_round=1, code_digest="", layout_digest="", weights=np.zeros(0, np.float32)).record())
+        is None
+    )
     for name in ("../..", "B" * 32, "", "b" * 33):
         record = RecordDict({"freight": ConfigRecord({"hold": "a" * 32, "dock": name})})
         with pytest.raises(FreightError, match="32 hexadecimal digits"):

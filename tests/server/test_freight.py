@@ -26,7 +26,7 @@ def _leave(folder: Path, site: str, dock: Dock, content: RecordDict) -> RecordDi
 
     def put(values: np.ndarray) -> str:
         for part in parts(values):
-            (folder / dock.hold / "docks" / site / dock.name / next(names)).write_bytes(part)
+            (folder / dock.hold / "docks" / site / dock.name / next(names)).write_bytes(part.tobytes())
         return digest_of(values)
 
     return unloaded(content, put)
