@@ -5,6 +5,7 @@ part that was taken sent again. The server ends it by closing the hold or the do
 """
 
 import http.client
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from flwr.app import Context, RecordDict
 
 from federation.freight import Dock, FreightError, Item, digest_of, loaded, parts, places, unloaded
 from federation.settings import SettingsError
+
+logger = logging.getLogger(__name__)
 
 _READ_BYTES = 2**20
 _SECONDS = 150.0
@@ -134,8 +137,10 @@ def _until(done: Callable[[], bool]) -> None:
         try:
             if done():
                 return
-        except _BrokenError:
-            pass
+            reason = "it ended early"
+        except _BrokenError as error:
+            reason = str(error)
+        logger.warning("a transfer broke off (%s): going on in %g s", reason, wait)
         time.sleep(wait)
         wait = min(_LONGEST_WAIT, 2 * wait)
 
