@@ -170,7 +170,7 @@ class RunWriter:
         """Close the run with the reason of its end; on a full disk run.json keeps saying that it is running."""
         self.note(error=f"{type(error).__name__}: {error}")
         self.record = replace(self.record, status="failed")
-        with suppress(StorageError):  # the error that ended the run is the one to be seen
+        with suppress(Exception):  # the error that ended the run is the one to be seen
             self.settle()
         with suppress(StorageError):
             write_run(self.folder, self._timed())
