@@ -68,7 +68,7 @@ class Carrier:
                 if answer.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
                     raise _refused(answer, f"{item.num_bytes:,} bytes of the model")
                 come = 0 if answer.status == http.client.OK else come
-                while got := answer.readinto(memoryview(content)[come : come + _READ_BYTES]):
+                while got := answer.readinto(content.data[come : come + _READ_BYTES]):
                     come += got
             return come == item.num_bytes
 

@@ -78,7 +78,7 @@ class Item:
 
 
 def digest_of(content: np.ndarray) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content.data).hexdigest()
 
 
 def unloaded(content: RecordDict, send: Callable[[np.ndarray], str]) -> RecordDict:

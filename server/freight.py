@@ -105,7 +105,7 @@ def _write(path: Path, content: np.ndarray) -> None:
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            file.write(content.data)
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
