@@ -12,6 +12,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.freight import carrier
 from client.gaps import read_gaps
 from client.normalisation import agreed_records
 from client.policy import SitePolicy, load_policy
@@ -61,6 +62,9 @@ def _answer(
     work: Callable[[Site, Instruction], JoinReply | TrainReply | EvaluateReply],
 ) -> Message:
     """Do what was asked, and write into the site's audit log what leaves it, or why nothing does."""
+    way = carrier(context, message.content)
+    if way is not None:
+        message.content = way.load(message.content)
     instruction = Instruction.parse(message)
     site = _site(context, instruction)
     asked = {"asked": what, "run": instruction.run, "round": instruction.server_round}
@@ -77,6 +81,9 @@ def _answer(
         raise
     if log is not None:
         log.write("left", **asked, code=instruction.code_digest, **described(content))
+    if way is not None:
+        content = way.unload(content)
+        way.close()
     return Message(content, reply_to=message)
 
 

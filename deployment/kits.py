@@ -41,6 +41,7 @@ from deployment.project import Project, ProjectError, ProjectSite
 from deployment.server_kit import ServerFacts
 from deployment.site_kit import FACTS, POLICY, SETTINGS, SUPEREXEC_SECRET, SiteFacts
 from federation.files import write_whole
+from federation.freight import PART_BYTES
 
 AUTHORITY, SERVER, SITES = "authority", "server", "sites"
 COORDINATOR: Literal["coordinator"] = "coordinator"
@@ -232,12 +233,13 @@ def _proxy(project: Project, authority: Authority, out: Path) -> None:
         public = folder / "nodes" / f"{site.name}.pub"
         if authority.has("site", site.name):
             key = base64.b64encode(header_key(read_node_public_key(public))).decode()
-            nodes.append((_dn(project, "site", site.name), key))
+            nodes.append((site.name, _dn(project, "site", site.name), key))
     known = ServerFacts(
         project=project.name,
         port=project.server.port,
         superlink_port=project.server.superlink_port,
         sites=tuple(site.name for site in project.sites if authority.has("site", site.name)),
+        freight=True,
     )
     write_whole(folder / FACTS, known.model_dump_json(indent=2).encode())
     facts = project.server.model_dump() | {
@@ -246,6 +248,7 @@ def _proxy(project: Project, authority: Authority, out: Path) -> None:
         "nodes": nodes,
         "bind": _bracketed(project.server.bind),
         "coordinator": _dn(project, COORDINATOR, COORDINATOR),
+        "freight_part_bytes": PART_BYTES,
     }
     for name, source in (
         (CERTIFICATE, pem(authority.certificate)),

@@ -17,7 +17,8 @@ from deployment.work import KIT
 LOCK = "flower.lock"
 """In a state folder; held by the process of Flower that writes there, however it was started."""
 _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-"""Seconds between two looks for work, on loopback; a second unless given, in every round."""
+"""Seconds between two looks for work at a site, on loopback; a second unless given, in every round. The server's own
+look is for runs, which a second does not matter to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def server_programs(kit: ServerKit) -> list[Program]:
 def server_environment(kit: ServerKit) -> dict[str, str]:
     """Variables of the server's processes."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **NO_NETWORK, **_PROMPT, "FLWR_HOME": str(kit.folder / "flower"), "PATH": path}
+    return {**os.environ, **NO_NETWORK, "FLWR_HOME": str(kit.folder / "flower"), "PATH": path}
 
 
 def site_programs(kit: SiteKit) -> list[Program]:
@@ -76,6 +77,8 @@ def site_programs(kit: SiteKit) -> list[Program]:
         "device": kit.settings.device,
         "withhold": ",".join(kit.settings.withhold),
         "policy": str(kit.folder / POLICY),
+        "freight": f"127.0.0.1:{kit.facts.sidecar_port}",
+        "freight_certificate": str(kit.folder / "loopback.pem"),
     }
     node = (
         *_locked(kit.state),

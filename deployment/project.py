@@ -38,7 +38,7 @@ class Server(_Part):
     superlink_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Of Flower's SuperLink, on loopback."""
     largest_request_mb: Annotated[int, Field(ge=1)] = 16
-    """The proxy refuses larger requests; Flower sends a model in parts of 5 MB."""
+    """The proxy refuses larger requests of Flower's; of a model that travels beside, see docs/deployment.md."""
 
     @field_validator("host")
     @classmethod

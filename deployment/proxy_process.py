@@ -45,11 +45,18 @@ def _of_group(group: int) -> list[int]:
     return found
 
 
+def command(nginx: str, folder: Path) -> list[str]:
+    """What starts nginx for a kit, its workers as the kit's owner: they read and write files of the kit."""
+    line = [nginx, "-p", str(folder), "-c", "nginx.conf"]
+    # Started by another user than root nginx has no choice, and says so where it is given one.
+    return line if os.geteuid() else [*line, "-g", f"user {folder.owner()} {folder.group()};"]
+
+
 def main() -> None:
     """`python -m deployment.proxy_process NGINX FOLDER`: become nginx."""
     nginx, folder = sys.argv[1:]
     end_orphans(Path(folder))
-    os.execv(nginx, [nginx, "-p", folder, "-c", "nginx.conf"])
+    os.execv(nginx, command(nginx, Path(folder)))
 
 
 if __name__ == "__main__":

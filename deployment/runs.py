@@ -96,7 +96,8 @@ def await_end(kit: ServerKit, number: int, folder: Path, look: Callable[[], None
 def _submit(kit: ServerKit, settings: RunSettings, folder: Path) -> int:
     home = folder / HOME
     (home / "settings.json").write_text(settings.model_dump_json(indent=2))
-    config = write_run_config(settings, RunFiles(folder=str(folder)), home / "run-config.toml")
+    files = RunFiles(folder=str(folder), freight=str(kit.freight) if kit.facts.freight else "")
+    config = write_run_config(settings, files, home / "run-config.toml")
     command = [tool("flwr"), "run", str(home / APP), kit.facts.project, "--run-config", str(config), "--format", "json"]
     done = subprocess.run(command, env=server_environment(kit), capture_output=True, text=True, check=False)
     try:

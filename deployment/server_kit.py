@@ -17,6 +17,8 @@ from deployment.site_kit import (
 
 STATE = "state"
 """Folder of Flower's database; two servers must not share one."""
+FREIGHT = "freight"
+"""Folder of what travels beside Flower's messages, while a run is at work."""
 PUBLIC = ("authority.pem", "revoked.pem", "proxy.pem", "server.pem", "nginx.conf")
 SECRET = ("proxy.key", "server.key")
 
@@ -32,6 +34,8 @@ class ServerFacts(BaseModel):
     superlink_port: Port
     sites: tuple[str, ...]
     """The sites that are let in."""
+    freight: bool = False
+    """Whether the proxy beside this hands out and takes in what travels beside Flower's messages."""
 
 
 class ServerKit(BaseModel):
@@ -45,6 +49,11 @@ class ServerKit(BaseModel):
     @property
     def state(self) -> Path:
         return self.folder / STATE
+
+    @property
+    def freight(self) -> Path:
+        """Of what travels beside Flower's messages; the proxy hands it out."""
+        return self.folder / FREIGHT
 
     @property
     def address(self) -> str:

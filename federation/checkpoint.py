@@ -93,18 +93,37 @@ def save_checkpoint(
     It is put together in memory first, so that its size and checksum are known before the first byte is written; with
     AdamW's state that takes six times the model's size for a moment. Raises StorageError where the disk is full.
     """
-    content = {
-        "config": model.config.to_dict(),
-        "settings": settings,
-        "step": step,
-        "state_dict": model.state_dict(),
-        "progress": None
-        if progress is None
-        else {each.name: getattr(progress, each.name) for each in fields(progress)},
-        "agreement": agreement,
-    }
+    content = checkpoint_content(model, step=step, settings=settings, progress=progress, agreement=agreement)
+    write_checkpoint(path, content)
+
+
+def checkpoint_content(
+    model: DiPro,
+    *,
+    step: int,
+    settings: Mapping[str, Any],
+    progress: Progress | None = None,
+    agreement: str | None = None,
+) -> Mapping[str, Any]:
+    """What a checkpoint of the model as it is now holds; what becomes of the model afterwards does not change it."""
+    return _canonical(
+        {
+            "config": model.config.to_dict(),
+            "settings": settings,
+            "step": step,
+            "state_dict": model.state_dict(),
+            "progress": None
+            if progress is None
+            else {each.name: getattr(progress, each.name) for each in fields(progress)},
+            "agreement": agreement,
+        }
+    )
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what `checkpoint_content` gave, as `save_checkpoint` does."""
     buffer = io.BytesIO()
-    torch.save(_canonical(content), buffer)
+    torch.save(content, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.seek(0, io.SEEK_END)
     buffer.write(_SEAL.format(version=CHECKPOINT_VERSION, digest=digest).encode())

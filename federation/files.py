@@ -39,7 +39,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise _not_written(path, len(content), error) from error
+        raise make_room_error(path, len(content), error) from error
 
 
 def append_whole(path: Path, content: bytes) -> None:
@@ -58,7 +58,7 @@ def append_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             os.truncate(path, size or 0)
-        raise _not_written(path, len(content), error) from error
+        raise make_room_error(path, len(content), error) from error
 
 
 def remove_partials(folder: Path) -> None:
@@ -104,7 +104,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _not_written(path: Path, num_bytes: int, error: OSError) -> StorageError:
+def make_room_error(path: Path, num_bytes: int, error: OSError) -> StorageError:
     try:
         free = f"{shutil.disk_usage(path.parent).free:,} are free"
     except OSError:

@@ -28,7 +28,7 @@ WEIGHT_KEY = "num-examples"
 _FLAT, _CONTROL, _COUNTS = "weights", "control", "counts"
 _SCORED = "scored "
 """Before the keys of an evaluation that travels with a reply to `train`."""
-_TYPES = {"float32": "<f4", "uint8": "|u1"}
+RAW_TYPES = {"float32": "<f4", "uint8": "|u1"}
 WHOLE = -1
 """In place of a base version: the weights are the whole model."""
 RAW = "raw, little-endian"
@@ -321,7 +321,7 @@ class RawArray(Array):
 
     def __init__(self, values: np.ndarray) -> None:
         self.dtype, self.shape, self.stype = str(values.dtype), values.shape, RAW
-        self.values = values.astype(_TYPES[self.dtype], copy=False).view()
+        self.values = values.astype(RAW_TYPES[self.dtype], copy=False).view()
         self.values.flags.writeable = False
 
     def numpy(self) -> np.ndarray:
@@ -359,11 +359,11 @@ def _unpack(record: ArrayRecord) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unpack_one(array: Array) -> np.ndarray:
-    if array.stype != RAW or array.dtype not in _TYPES:
-        raise MessageError(f"expected raw {' or '.join(_TYPES)}, found {array.dtype} as {array.stype!r}")
+    if array.stype != RAW or array.dtype not in RAW_TYPES:
+        raise MessageError(f"expected raw {' or '.join(RAW_TYPES)}, found {array.dtype} as {array.stype!r}")
     if isinstance(array, RawArray):
         return array.values
-    values = np.frombuffer(array.data, np.dtype(_TYPES[array.dtype]))
+    values = np.frombuffer(array.data, np.dtype(RAW_TYPES[array.dtype]))
     if values.shape != tuple(array.shape):
         raise MessageError(f"expected {list(array.shape)} entries, as the message says, found {list(values.shape)}")
     return values

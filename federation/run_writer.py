@@ -6,7 +6,7 @@ process was killed between the two. docs/checkpoints.md says what is guaranteed.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,17 @@ from typing import Any
 
 from dipro_model import DiPro
 from dipro_model.metrics import MONITOR
-from federation.checkpoint import Checkpoint, CheckpointError, Progress, read_checkpoint, save_checkpoint
+from federation.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Progress,
+    checkpoint_content,
+    read_checkpoint,
+    write_checkpoint,
+)
 from federation.code_digest import code_digest
 from federation.files import StorageError, lock_folder, remove_partials
+from federation.later import Later
 from federation.resume import BEST, CHECKPOINTS, LAST, EarlierRun
 from federation.run_folder import (
     RUN,
@@ -63,13 +71,20 @@ class RunWriter:
     """The one writer of a run's folder; centralized, local and federated runs keep theirs the same way."""
 
     def __init__(
-        self, folder: Path, record: RunRecord, earlier: EarlierRun | None = None, *, agreement: str | None = None
+        self,
+        folder: Path,
+        record: RunRecord,
+        earlier: EarlierRun | None = None,
+        *,
+        agreement: str | None = None,
+        later: Later | None = None,
     ) -> None:
         """Begin a run in a folder, or go on with the earlier one in it; checkpoints carry the `agreement`, as JSON.
 
+        With `later` checkpoints and run.json are written there, in the same order, and are on the disk after `settle`.
         Raises StorageError where another process trains there, RunError where one did since `earlier` was read.
         """
-        self.folder, self.record, self._agreement = folder, record, agreement
+        self.folder, self.record, self._agreement, self._later = folder, record, agreement, later
         self._start, self._best, self._num_measurements = time.monotonic(), float("-inf"), 0
         self._lock = lock_folder(folder)
         try:
@@ -120,9 +135,12 @@ class RunWriter:
         """Keep the model of a step in a file of its own, and of earlier such files the last ones, `number` in all."""
         if number:
             self._save(_numbered(self.record.step_unit, step), step, model)
-            kept = sorted((self.folder / CHECKPOINTS).glob(f"{self.record.step_unit}_*.pt"))
-            for old in kept[:-number]:
-                old.unlink()
+            self._do(lambda: _keep_last(self.folder / CHECKPOINTS, self.record.step_unit, number))
+
+    def settle(self) -> None:
+        """Return when everything that was to be kept is on the disk. Raises StorageError where it could not be."""
+        if self._later is not None:
+            self._later.settle()
 
     def note(self, **facts: Any) -> None:
         """Further facts for run.json, written with the next step."""
@@ -134,6 +152,7 @@ class RunWriter:
 
     def chosen_model(self) -> tuple[DiPro, int]:
         """The model that the run ends with: the best one, or the last one where the monitor was never defined."""
+        self.settle()
         name = LAST if self.record.best_step is None else BEST
         self.note(chosen=name)
         checkpoint = read_checkpoint(self.folder / CHECKPOINTS / name)
@@ -144,18 +163,23 @@ class RunWriter:
         self.note(results=results)
         self.record = replace(self.record, status="finished")
         self._write()
+        self.settle()
         self.close()
 
     def fail(self, error: BaseException) -> None:
         """Close the run with the reason of its end; on a full disk run.json keeps saying that it is running."""
         self.note(error=f"{type(error).__name__}: {error}")
         self.record = replace(self.record, status="failed")
-        with suppress(StorageError):  # the error that ended the run is the one to be seen
-            self._write()
+        with suppress(Exception):  # the error that ended the run is the one to be seen
+            self.settle()
+        with suppress(StorageError):
+            write_run(self.folder, self._timed())
         self.close()
 
     def close(self) -> None:
         """Let other processes into the folder, the run as it is; finish and fail do it themselves."""
+        if self._later is not None:
+            self._later.close()
         self._lock.close()
 
     def _go_on(self, earlier: EarlierRun) -> None:
@@ -193,14 +217,31 @@ class RunWriter:
         )
 
     def _write(self) -> None:
+        record = self._timed()
+        self._do(lambda: write_run(self.folder, record))
+
+    def _timed(self) -> RunRecord:
         self.record = replace(self.record, seconds=time.monotonic() - self._start)
-        write_run(self.folder, self.record)
+        return self.record
+
+    def _do(self, work: Callable[[], None]) -> None:
+        if self._later is None:
+            work()
+        else:
+            self._later.do(work)
 
     def _save(self, name: str, step: int, model: DiPro, progress: Progress | None = None) -> None:
         path = self.folder / CHECKPOINTS / name
-        save_checkpoint(
-            path, model, step=step, settings=self.record.settings, progress=progress, agreement=self._agreement
+        content = checkpoint_content(
+            model, step=step, settings=self.record.settings, progress=progress, agreement=self._agreement
         )
+        self._do(lambda: write_checkpoint(path, content))
+
+
+def _keep_last(folder: Path, unit: str, number: int) -> None:
+    """Of the files that `keep_among_last` makes."""
+    for old in sorted(folder.glob(f"{unit}_*.pt"))[:-number]:
+        old.unlink()
 
 
 def _numbered(unit: str, step: int) -> str:

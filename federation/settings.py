@@ -95,6 +95,8 @@ class RunFiles(Section):
     """Folder of the run at the server, for checkpoints, history and run.json."""
     sites: str = ""
     """Simulation only: the JSON file that says which patients each simulated site has."""
+    freight: str = ""
+    """Over the network only: folder at the server of what travels beside messages."""
 
 
 class SettingsError(ValueError):

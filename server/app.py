@@ -1,7 +1,7 @@
 """The coordinator's Flower app: runs the rounds and keeps the run's folder."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from federation.audit import AUDIT, AuditError, AuditLog
 from federation.code_digest import code_digest
 from federation.differences import differences
 from federation.initial import initial_model
+from federation.later import Later
 from federation.messages import EvaluateReply
 from federation.pooled import PooledMetric, combine, pooled_metrics
 from federation.resume import EarlierRun, find_earlier
@@ -21,6 +22,7 @@ from federation.run_folder import POOLED, RUN, Measurement, RunError, RunRecord,
 from federation.run_writer import RunWriter, new_record
 from federation.settings import RunSettings, SettingsError, from_run_config
 from server.exchange import Traffic
+from server.freight import Hold, hold
 from server.joining import Federation, join_sites
 from server.rounds import Round, Rounds, ServerState, Verdict
 
@@ -32,11 +34,21 @@ def main(grid: Grid, context: Context) -> None:
     settings, files = from_run_config(context.run_config)
     if not files.folder:
         raise SettingsError("the run config lacks files.folder; name a folder for the run: -c 'files.folder=\"RUN\"'")
-    coordinate(grid, settings, Path(files.folder))
+    with hold(Path(files.freight)) if files.freight else nullcontext() as freight:
+        coordinate(grid, settings, Path(files.folder), freight=freight)
 
 
-def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Callable[[], None] = lambda: None) -> None:
+def coordinate(
+    grid: Grid,
+    settings: RunSettings,
+    folder: Path,
+    after_round: Callable[[], None] | None = None,
+    *,
+    freight: Hold | None = None,
+) -> None:
     """Run the federation and leave a run folder, or go on with the same run that was interrupted in it.
+
+    With `freight` large arrays travel beside the messages.
 
     A failure after the sites joined is recorded there, and raised. Raises RunError for a folder with another run or a
     finished one, and where the sites are not those that the run began with.
@@ -47,7 +59,7 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
     audit.write("run began" if earlier is None else "run goes on", **begun)
     memory = Memory() if earlier is None else Memory.of(earlier)
     try:
-        federation = join_sites(grid, settings, audit, run=memory.server.run)
+        federation = join_sites(grid, settings, audit, run=memory.server.run, freight=freight)
         record = _record(settings, federation)
         if earlier is not None:
             _require_same(earlier, record)
@@ -62,7 +74,9 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         record if earlier is None else replace(earlier.record, status="running"),
         earlier,
         agreement=federation.agreement.to_json(),
+        later=Later(),
     )
+    federation.exchange.before_asking = writer.settle
     writer.note(refused=refused, monitored=monitor.words)
 
     def keep_unscored(aggregated: Round) -> None:
@@ -89,7 +103,9 @@ def coordinate(grid: Grid, settings: RunSettings, folder: Path, after_round: Cal
         remembered = Memory(finished.state, tuple(refused), monitor.words, _noted(traffic, finished.number))
         writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value, remembered.for_checkpoint())
         writer.keep_among_last(finished.number, model, settings.federation.kept_rounds)
-        after_round()
+        if after_round is not None:
+            writer.settle()
+            after_round()
         return Verdict(best_round=writer.record.best_step or 0, is_last=_is_last(writer, finished.number, settings))
 
     try:

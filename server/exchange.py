@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from federation.audit import AuditLog
+from federation.freight import FreightError
 from federation.messages import EvaluateReply, JoinReply, MessageError, TrainReply, described, num_bytes
+from server.freight import Hold
 
 _POLL_SECONDS = 0.3
 """Flower's own loop looks every three seconds, which a round of a small model does not take."""
@@ -65,6 +68,10 @@ class Exchange:
         """`seconds` is the longest wait for the replies to one question, `attempts` how often a site that is lost
         meanwhile is asked in all; `audit` is told what went and came."""
         self.grid, self.seconds, self.traffic, self.audit, self.attempts = grid, seconds, Traffic(), audit, attempts
+        self.freight: Hold | None = None
+        """Where large arrays travel beside the messages; None lets them travel inside."""
+        self.before_asking: Callable[[], None] = lambda: None
+        """What must be done before a question leaves; called when all else is."""
 
     def replies(
         self,
@@ -85,7 +92,11 @@ class Exchange:
         said = {"exchange": refusals.what}
         sent = self._sent(content, said)
         asked = ask(self.grid, sent, what, nodes, self.seconds, attempts=self.attempts, enough=enough)
-        yield from _parsed(self._counted(asked, said), nodes, kind, refusals)
+        try:
+            yield from _parsed(self._counted(self._whole(asked), said), nodes, kind, refusals)
+        finally:
+            if self.freight is not None:
+                self.freight.clear()
 
     def _sent(self, content: Callable[[str], RecordDict], said: Mapping[str, str]) -> Callable[[str], RecordDict]:
         def counted(site: str) -> RecordDict:
@@ -93,9 +104,25 @@ class Exchange:
             size = num_bytes(record)
             self.traffic.to_sites += size
             self._note("sent", **said, site=site, bytes=size)
+            record = record if self.freight is None else self.freight.send(record, site)
+            self.before_asking()
             return record
 
         return counted
+
+    def _whole(self, replies: Iterator[tuple[str, Message]]) -> Iterator[tuple[str, Message]]:
+        """The replies with what travelled beside them; an error in place of one whose arrays are not what it says."""
+        for site, message in replies:
+            if self.freight is None or not message.has_content():
+                yield site, message
+                continue
+            try:
+                message.content = self.freight.receive(message.content, site)
+            except (FreightError, TypeError) as error:
+                lost = Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, str(error))
+                yield site, make_message(metadata=message.metadata, error=lost)
+            else:
+                yield site, message
 
     def _counted(
         self, replies: Iterator[tuple[str, Message]], said: Mapping[str, str]

@@ -14,6 +14,7 @@ from federation.duplicates import draw_salt, require_no_duplicates
 from federation.messages import JOIN, Instruction, JoinReply, MessageError
 from federation.settings import RunSettings
 from server.exchange import Exchange, Refusals
+from server.freight import Hold
 
 _POLL_SECONDS = 0.3
 
@@ -32,10 +33,17 @@ class Federation:
     """What the sites' values and class weights mean in this run."""
 
 
-def join_sites(grid: Grid, settings: RunSettings, audit: AuditLog | None = None, *, run: str = "") -> Federation:
+def join_sites(
+    grid: Grid,
+    settings: RunSettings,
+    audit: AuditLog | None = None,
+    *,
+    run: str = "",
+    freight: Hold | None = None,
+) -> Federation:
     """Wait for the sites, ask each who it is and what its training part is like, and make their agreement.
 
-    Sites forget what runs of another name than `run` left there.
+    Sites forget what runs of another name than `run` left there. What follows may use `freight`, once sites have names.
 
     Raises MessageError where too few sites came in time, where one cannot take part or where two have one name,
     AgreementError where they cannot train one model, DuplicatePatientsError where a patient is at two sites.
@@ -64,6 +72,7 @@ def join_sites(grid: Grid, settings: RunSettings, audit: AuditLog | None = None,
             audit.write("joined", site=reply.site, node=node, num_samples=dict(reply.num_samples))
     if settings.federation.check_duplicates:
         require_no_duplicates({join.site: join.patients for _, join in joined})
+    exchange.freight = freight
     return Federation(
         exchange=exchange,
         settings=settings,

@@ -54,6 +54,11 @@ def test_a_run_trains_at_sites_that_approved_its_code(live: Live) -> None:
         assert verify(log).num_entries > 3
     sent = (live.folder / "run" / AUDIT).read_text()
     assert all(f'"site": "{site}"' in sent for site in live.sites)
+    # The model travelled beside the messages, and nothing of it is left.
+    passed = (live.server / "logs" / "proxy_access.log").read_text()
+    assert "GET /v1/freight/" in passed
+    assert "PUT /v1/freight/" in passed
+    assert not list((live.server / "freight").iterdir())
 
 
 def test_code_that_was_changed_after_approval_does_not_run(live: Live) -> None:

@@ -14,13 +14,20 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Context, RecordDict
 
+from client.freight import Carrier, carrier
 from deployment.authority import Authority, pem
 from deployment.keys import header_key, make_key, read_key, read_node_public_key, write_key
 from deployment.kits import provision
 from deployment.project import Project
+from deployment.proxy_process import command
+from federation.freight import LEAST_BYTES, PART_BYTES, FreightError
+from federation.messages import raw_record
+from server.freight import Hold, hold
 from tests.deployment.live import free_ports
 
 pytestmark = pytest.mark.skipif(
@@ -79,6 +86,7 @@ class Federation:
         port: int | None = None,
         trusted: Path | None = None,
         most: ssl.TLSVersion | None = None,
+        method: str = "POST",
     ) -> int:
         """Status of a request to the proxy."""
         context = ssl.create_default_context(cafile=trusted or self.kits / "authority" / "authority.pem")
@@ -90,7 +98,7 @@ class Federation:
             "127.0.0.1", port or self.project.server.port, context=context, timeout=10
         )
         try:
-            connection.request("POST", path, body=body, headers={"flwr-public-key": node} if node else {})
+            connection.request(method, path, body=body, headers={"flwr-public-key": node} if node else {})
             return connection.getresponse().status
         finally:
             connection.close()
@@ -102,7 +110,7 @@ class Federation:
 def _nginx(folder: Path, port: int) -> subprocess.Popen:
     for name in ("run", "logs"):
         (folder / name).mkdir(exist_ok=True)
-    process = subprocess.Popen(["nginx", "-p", folder, "-c", "nginx.conf"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command("nginx", folder), stderr=subprocess.DEVNULL)
     for _ in range(100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -244,6 +252,124 @@ def test_the_sidecar_shows_the_certificate_and_believes_the_projects_proxy_alone
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture
+def held(federation: Federation) -> Iterator[Hold]:
+    with hold(federation.kits / "server" / "freight") as held:
+        yield held
+
+
+def _content(values: np.ndarray) -> RecordDict:
+    return RecordDict({"arrays": raw_record({"weights": values})})
+
+
+def _values(content: RecordDict) -> np.ndarray:
+    return content.array_records["arrays"]["weights"].numpy()
+
+
+def _carrier(federation: Federation, content: RecordDict, site: str = "north") -> Carrier:
+    (port,) = [each.sidecar_port for each in federation.project.sites if each.name == site]
+    certificate = str(federation.kits / "sites" / site / "loopback.pem")
+    told = {"freight": f"127.0.0.1:{port}", "freight_certificate": certificate}
+    context = Context(run_id=1, node_id=1, node_config=told, state=RecordDict(), run_config={})
+    found = carrier(context, content)
+    assert found is not None
+    return found
+
+
+def test_models_go_to_a_site_and_back_beside_the_messages(federation: Federation, held: Hold) -> None:
+    """Through sidecar and proxy, in one part and in several; and what was not fetched whole is gone on with."""
+    for entries in (LEAST_BYTES, 2 * PART_BYTES // 4 + 1):
+        values = np.random.default_rng(entries).random(entries, np.float32)
+        sent = held.send(_content(values), "north")
+        way = _carrier(federation, sent)
+        np.testing.assert_array_equal(_values(way.load(sent)), values)
+        reply = way.unload(_content(-values))
+        way.close()
+        np.testing.assert_array_equal(_values(held.receive(reply, "north")), -values)
+        held.clear()
+        with pytest.raises(FreightError, match="it has gone on without this site"):
+            way.load(sent)
+        with pytest.raises(FreightError, match="it has gone on without this site"):
+            way.unload(_content(values))
+        way.close()
+
+
+def test_a_transfer_that_breaks_off_is_gone_on_with(federation: Federation, held: Hold, monkeypatch) -> None:
+    values = np.random.default_rng(0).random(PART_BYTES, np.float32)
+    sent = held.send(_content(values), "north")
+    way, breaks = _carrier(federation, sent), iter([True, False, True])
+    read = http.client.HTTPResponse.readinto
+
+    def breaking(answer: http.client.HTTPResponse, memory: memoryview) -> int:
+        if next(breaks, False):
+            raise ConnectionResetError("the link broke off")
+        return read(answer, memory)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "readinto", breaking)
+    np.testing.assert_array_equal(_values(way.load(sent)), values)
+    way.close()
+    log = (federation.kits / "server" / "logs" / "proxy_access.log").read_text().splitlines()
+    assert " 206 " in log[-1]
+
+
+def test_a_site_can_write_nowhere_but_into_its_own_dock(federation: Federation, held: Hold) -> None:
+    sent = {site: held.send(_content(np.ones(LEAST_BYTES, np.float32)), site) for site in ("north", "south")}
+    north, south = (_carrier(federation, sent[site]).dock for site in ("north", "south"))
+    folder = federation.kits / "server" / "freight" / north.hold
+    before = sorted(folder.rglob("*"))
+    own = {"certificate": federation.certificate(site="north"), "method": "PUT", "body": b"x"}
+    base = f"/v1/freight/{north.hold}"
+    (model,) = (folder / "sent").iterdir()
+    for path, status in (
+        (f"{base}/dock/{south.name}/00", 500),  # looked for among the site's own, where it is not
+        (f"{base}/dock/{'0' * 32}/00", 500),
+        (f"/v1/freight/{'0' * 32}/dock/{north.name}/00", 500),
+        (f"{base}/sent/{model.name}", 403),
+        (f"{base}/dock/{north.name}/100", 403),
+        (f"{base}/dock/{north.name}/gg", 403),
+        (f"{base}/dock/{north.name}/../{north.name}/00/..", 403),
+        (f"{base}/dock/{north.name}/%2e%2e", 403),
+        (f"{base}/docks/north/{north.name}/00", 403),
+        ("/v1/freight/../../nginx.conf", 403),
+    ):
+        _refused(federation, status, path, **own)
+    for method in ("DELETE", "MKCOL", "COPY", "MOVE", "POST", "GET"):
+        _refused(federation, 403, f"{base}/dock/{north.name}/00", **(own | {"method": method}))
+    assert sorted(folder.rglob("*")) == before
+    assert federation.ask(f"{base}/dock/{north.name}/00", **own) == 201
+    large = own | {"body": b"x" * (PART_BYTES + 1)}
+    try:
+        _refused(federation, 413, f"{base}/dock/{north.name}/01", **large)
+    except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
+        """The proxy hangs up before all of it has come."""
+    assert sorted(folder.rglob("*")) == sorted([*before, folder / "docks" / "north" / north.name / "00"])
+
+
+def test_nobody_reads_what_he_was_not_told(federation: Federation, held: Hold) -> None:
+    sent = held.send(_content(np.ones(LEAST_BYTES, np.float32)), "north")
+    dock = _carrier(federation, sent).dock
+    folder = federation.kits / "server" / "freight" / dock.hold
+    (model,) = (folder / "sent").iterdir()
+    (folder / "docks" / "north" / dock.name / "00").write_bytes(b"a site's update")
+    base, own = f"/v1/freight/{dock.hold}", {"certificate": federation.certificate(site="south"), "method": "GET"}
+    assert federation.ask(f"{base}/sent/{model.name}", **own) == 200
+    for path, status in (
+        (f"{base}/sent/{'0' * 64}", 404),
+        (f"/v1/freight/{'0' * 32}/sent/{model.name}", 404),
+        (f"{base}/sent/", 403),
+        (f"{base}/", 403),
+        ("/v1/freight/", 403),
+        (f"{base}/sent/{model.name}/../../docks/north/{dock.name}/00", 403),
+        (f"{base}/dock/{dock.name}/00", 403),
+        (f"/v1/freight/{dock.hold}.lock", 403),
+    ):
+        _refused(federation, status, path, **own)
+    _refused(federation, 400, f"{base}/sent/{model.name}", method="GET")
+    coordinator = tuple(federation.kits / "coordinator" / name for name in ("client.pem", "client.key"))
+    _refused(federation, 403, f"{base}/sent/{model.name}", certificate=coordinator, method="GET")
+    _refused(federation, 403, f"{base}/dock/{dock.name}/00", certificate=coordinator, method="PUT", body=b"x")
 
 
 def test_the_keys_of_the_kit_are_those_of_the_certificates(federation: Federation) -> None:

@@ -3,11 +3,15 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
-from server.exchange import ask, in_order
+from federation.freight import FreightError
+from federation.messages import EvaluateReply
+from server.exchange import Exchange, Refusals, ask, in_order
+from server.freight import Hold, hold
 from simulation.in_process import InProcessGrid
 
 NODES = {1000: "west", 1001: "north", 1002: "south"}
@@ -150,3 +154,18 @@ def test_what_a_site_says_itself_is_final() -> None:
     replies = dict(ask(grid, lambda site: sent.append(site) or RecordDict(), "train", NODES, 60.0, attempts=3))
     assert sorted(sent) == sorted(NODES.values())
     assert all(reply.has_error() for reply in replies.values())
+
+
+def test_a_site_whose_arrays_are_not_what_it_says_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(held: Hold, content: RecordDict, site: str) -> RecordDict:
+        raise FreightError(f"{site} sent nothing")
+
+    monkeypatch.setattr(Hold, "receive", missing)
+    exchange, refusals, ready = Exchange(_grid(), 60.0), Refusals(what="round 1, train"), []
+    exchange.before_asking = lambda: ready.append(len(list(tmp_path.glob("*/docks/*/*"))))
+    with hold(tmp_path) as exchange.freight:
+        found = exchange.replies(lambda site: RecordDict(), "train", NODES, EvaluateReply, refusals)
+        assert not list(found)
+        assert not list(tmp_path.glob("*/docks/*"))
+    assert refusals.reasons == {site: f" failed: {site} sent nothing" for site in NODES.values()}
+    assert ready == [1, 2, 3]
