@@ -193,6 +193,9 @@ class FederationSettings(Section):
     visits: Literal["one", "two"] = "two"
     """How often a round comes to a site: twice, to train and then to score the aggregate; or once, to score the last
     round's aggregate and train on it. Over a network a visit costs seconds; only sites that train then score."""
+    score_every: Annotated[int, Field(ge=1)] = 1
+    """Rounds from one validation of the aggregate to the next, for many short rounds; the last is always validated. Only
+    then a round can be the best, or the run stop for want of a gain."""
     check_duplicates: bool = True
     """Refuse patients at two sites, by salted hashes of identifiers; false where sites number theirs independently."""
     join_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -207,6 +210,10 @@ class FederationSettings(Section):
         if self.quorum != "all" and self.quorum > self.num_sites:
             raise ValueError(f"federation.quorum: expected at most num_sites={self.num_sites}, found {self.quorum}")
         return self
+
+    def is_scored(self, server_round: int) -> bool:
+        """Whether the sites validate the aggregate of a round."""
+        return server_round % self.score_every == 0 or server_round == self.rounds
 
     @property
     def sites_a_round(self) -> int:

@@ -93,7 +93,7 @@ def coordinate(
             {"round": finished.number, "site": site, "reason": reason.removeprefix(": ").strip()}
             for site, reason in finished.refused.items()
         )
-        pooled = pooled_validation(finished.evaluated)
+        pooled = pooled_validation(finished.evaluated) if finished.evaluated else {}
         monitor.watch(finished, pooled)
         for site, reason in sorted(finished.refused.items()):
             audit.write("refused", round=finished.number, site=site, reason=reason.removeprefix(": ").strip())
@@ -213,7 +213,8 @@ def _require_same(earlier: EarlierRun, record: RunRecord) -> None:
 
 
 def _is_last(writer: RunWriter, finished: int, settings: RunSettings) -> bool:
-    return writer.steps_without_gain(finished) >= settings.federation.patience
+    federation = settings.federation
+    return federation.is_scored(finished) and writer.steps_without_gain(finished) >= federation.patience
 
 
 def _audit_failure(audit: AuditLog, error: BaseException) -> None:
@@ -245,12 +246,15 @@ class Monitor:
         """`words` as they were after the rounds before, where a run goes on."""
         self.name, self.words = name, words
         self.value: float | None = None
-        """Of the last round; None where it is undefined at every site."""
+        """Of the last round; None where it is undefined at every site, or the round was not scored."""
         self.has_changed = False
         """Whether the last round was the first of which the pooled metric is used."""
         self._is_pooled = words.startswith(_POOLED_WORDS)
 
     def watch(self, finished: Round, pooled: Mapping[str, PooledMetric]) -> None:
+        if not finished.evaluated:
+            self.value, self.has_changed = None, False
+            return
         metric = pooled[self.name]
         self.has_changed = not self._is_pooled and _usable(metric)
         self._is_pooled = self._is_pooled or self.has_changed
@@ -294,7 +298,8 @@ def _measurements(finished: Round, pooled: Mapping[str, PooledMetric]) -> list[M
         for split, part in reply.splits.items()
     ]
     values = {name: metric.value if _usable(metric) else None for name, metric in pooled.items()}
-    return [*trained, *evaluated, _together(trained, {}), _together(evaluated, values)]
+    together = [_together(trained, {}), *([_together(evaluated, values)] if evaluated else [])]
+    return [*trained, *evaluated, *together]
 
 
 def _together(lines: Sequence[Measurement], metrics: Mapping[str, float | None]) -> Measurement:

@@ -39,7 +39,7 @@ class Round:
     trained: list[TrainReply]
     """A reply of each site that took part, in the order of the sites' names, without their weights."""
     evaluated: list[EvaluateReply]
-    """A reply of each site that evaluated the aggregated model."""
+    """A reply of each site that evaluated the aggregated model; none of a round that is not scored."""
     refused: Mapping[str, str]
     """By site, why its reply was not used: late, failed, or not what it must be."""
     state: "ServerState"
@@ -130,7 +130,8 @@ class Rounds:
         for number in range(first, federation.rounds + 1):
             refusals = Refusals(what=f"round {number}, {TRAIN}")
             with self._replies(number) as replies:
-                trained = self._train(replies, number, refusals, splits=("val",) if unscored else ())
+                scores = unscored is not None and federation.is_scored(unscored.number)
+                trained = self._train(replies, number, refusals, splits=("val",) if scores else ())
                 if unscored and self._is_last(on_round, unscored, _scores(trained)):
                     return unscored.number  # the work of the sites since then is not used
                 weights, self._control = replies.aggregate()
@@ -141,11 +142,14 @@ class Rounds:
             if federation.visits == "one":
                 on_aggregate(finished)
                 unscored = finished
-            elif self._is_last(on_round, finished, self.evaluate(number, splits=("val",))):
+            elif self._is_last(on_round, finished, self._validated(number)):
                 return number
         if unscored:
             self._is_last(on_round, unscored, self.evaluate(unscored.number, splits=("val",)))
         return federation.rounds
+
+    def _validated(self, number: int) -> list[EvaluateReply]:
+        return self.evaluate(number, splits=("val",)) if self._settings.federation.is_scored(number) else []
 
     def _is_last(self, on_round: Callable[[Round], Verdict], finished: Round, evaluated: list[EvaluateReply]) -> bool:
         verdict = on_round(replace(finished, evaluated=evaluated))

@@ -56,6 +56,38 @@ def test_patience_ends_a_run_of_one_visit_at_the_same_round(tmp_path: Path, coho
     assert ended[0] == ended[1] < 9
 
 
+@pytest.mark.parametrize("visits", ["one", "two"])
+def test_rounds_that_are_not_scored_change_nothing_but_the_choice(
+    tmp_path: Path, cohorts: list[Path], visits: str
+) -> None:
+    every, some = (
+        small_settings("federation.rounds=5", f"federation.visits={visits}", f"federation.score_every={number}")
+        for number in (1, 2)
+    )
+    whole = federate(tmp_path / "every", cohorts, every)
+    torch.testing.assert_close(federate(tmp_path / "some", cohorts, some), whole, rtol=0, atol=0)
+    lines = read_history(tmp_path / "some")
+    assert {line.step for line in lines if line.split == "train"} == {1, 2, 3, 4, 5}
+    assert {line.step for line in lines if line.split == "val"} == {2, 4, 5}
+    scored = {2, 4, 5}
+    expected = [
+        replace(line, seconds=0.0)
+        for line in read_history(tmp_path / "every")
+        if line.split == "train" or line.step in scored
+    ]
+    assert [replace(line, seconds=0.0) for line in lines] == expected
+    assert read_run(tmp_path / "some").best_step in scored
+
+
+def test_a_run_stops_at_a_round_that_is_scored(tmp_path: Path, cohorts: list[Path]) -> None:
+    settings = small_settings(
+        "federation.rounds=9", "federation.patience=1", "federation.score_every=3", "training.learning_rate=1e-9"
+    )
+    federate(tmp_path / "run", cohorts, settings)
+    assert read_history(tmp_path / "run")[-1].step in (6, 9)
+    assert read_run(tmp_path / "run").best_step in (3, 6)
+
+
 def test_an_aggregate_without_scores_outlives_the_run(tmp_path: Path, cohorts: list[Path]) -> None:
     """A quorum that does not come in round 2 ends the run after round 1 was aggregated; it goes on with that."""
     settings = small_settings("federation.rounds=2", "federation.visits=one")
