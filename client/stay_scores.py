@@ -76,9 +76,7 @@ def choose_stay(cohort: Cohort, task: Task, split: str) -> int:
     return min(counts, key=lambda stay: (-counts[stay], stay))
 
 
-def records_of(
-    cohort: Cohort, stay_id: int, *, crop_pixels: int, agreement: Agreement | None = None
-) -> SiteRecords:
+def records_of(cohort: Cohort, stay_id: int, *, crop_pixels: int, agreement: Agreement | None = None) -> SiteRecords:
     """The records of a stay's patient alone, as those of a site named after the cohort's folder.
 
     Values are z-scores of the `agreement` that a model was trained with, or else the cohort's own.

@@ -165,6 +165,10 @@ def test_the_stay_that_breaks_the_loss_is_named(site: SiteRecords) -> None:
     assert f"north, stay {broken.stay_id} (task); nothing was learned from this step" in str(error.value)
     others = {sample.stay.stay_id for sample in samples.samples} - {broken.stay_id}
     assert not any(f"stay {stay}" in str(error.value) for stay in others)
+    with pytest.raises(
+        TrainingError, match=rf"scoring the train split: .*\(task\), because of north, stay {broken.stay_id} "
+    ):
+        predict(initial_model(settings), samples, settings, class_weights(samples, settings))
 
 
 @pytest.mark.parametrize(
