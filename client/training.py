@@ -157,7 +157,8 @@ def train_epoch(
                 "values with `dipro-fed inspect`"
             )
         before_step()
-        optimizer.step()
+        with _memory_explained(where, batches, settings):  # AdamW's state comes with its first step
+            optimizer.step()
         seen += group_size
         after_step(_position(step + 1, seen, sums, device))
         if is_over():

@@ -198,6 +198,19 @@ def test_too_little_memory_says_what_to_lower(
     assert all(each in str(error.value) for each in words) is explained
 
 
+def test_too_little_memory_for_the_optimizer_is_said(site: SiteRecords) -> None:
+    settings = small_settings()
+    samples, model = SampleSet([site], Task.MORTALITY, "train"), initial_model(settings)
+    optimizer = make_optimizer(model, settings)
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    optimizer.step = fail
+    with pytest.raises(TrainingError, match="epoch 1, step 1: memory does not suffice"):
+        train_epoch(model, samples, optimizer, settings, class_weights(samples, settings), epoch=0, num_epochs=1)
+
+
 def test_reading_ahead_in_other_processes_changes_nothing(site: SiteRecords) -> None:
     weights = []
     for workers in (0, 2):
