@@ -9,10 +9,12 @@ from jaxtyping import Float, Float32
 
 from client.cohort import Cohort
 from client.dataset import DataError, Inputs, Sample, SampleSet
+from client.normalisation import agreed_records
 from client.records import SiteRecords, SiteSpec
 from client.training import predict
 from dipro_model import ClassWeights, DiPro, collate
 from dipro_model.vocabulary import SPLITS, Task
+from federation.agreement import Agreement
 from federation.settings import RunSettings
 
 
@@ -74,13 +76,17 @@ def choose_stay(cohort: Cohort, task: Task, split: str) -> int:
     return min(counts, key=lambda stay: (-counts[stay], stay))
 
 
-def records_of(cohort: Cohort, stay_id: int, *, crop_pixels: int) -> SiteRecords:
-    """The records of a stay's patient alone, as those of a site named after the cohort's folder."""
+def records_of(cohort: Cohort, stay_id: int, *, crop_pixels: int, agreement: Agreement | None = None) -> SiteRecords:
+    """The records of a stay's patient alone, as those of a site named after the cohort's folder.
+
+    Values are z-scores of the `agreement` that a model was trained with, or else the cohort's own.
+    """
     patient = cohort.stays.loc[cohort.stays["stay_id"] == stay_id, "subject_id"]
     if patient.empty:
         raise DataError(f"{cohort.path}: has no stay {stay_id}; choose another one, or leave --stay out")
     spec = SiteSpec(name=cohort.path.resolve().name, cohort=cohort.path, subjects=(int(patient.iloc[0]),))
-    return SiteRecords(spec, crop_pixels=crop_pixels)
+    records = SiteRecords(spec, crop_pixels=crop_pixels)
+    return records if agreement is None else agreed_records(records, agreement, guest=True)
 
 
 def score_stay(model: DiPro, site: SiteRecords, settings: RunSettings, stay_id: int) -> StayScores:

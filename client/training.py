@@ -154,9 +154,14 @@ def train_epoch(
         with _memory_explained(where, batches, settings):
             terms = [_backward(model, batch.to(device, non_blocking=True), weights, group_size) for batch in batches]
         if not sums.add(terms, [len(batch) for batch in batches]):
-            raise _broken_loss(model, samples, order[seen : seen + group_size], terms, weights, where)
+            why = _broken_loss(model, samples, order[seen : seen + group_size], terms, weights)
+            raise TrainingError(
+                f"{where}: {why}; nothing was learned from this step. Lower training.learning_rate, or look for absurd "
+                "values with `dipro-fed inspect`"
+            )
         before_step()
-        optimizer.step()
+        with _memory_explained(where, batches, settings):  # AdamW's state comes with its first step
+            optimizer.step()
         seen += group_size
         after_step(_position(step + 1, seen, sums, device))
         if is_over():
@@ -174,8 +179,11 @@ def samples_in_turn(samples: SampleSet, settings: RunSettings, first: int, count
 
 @torch.no_grad()
 def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: ClassWeights) -> Scores:
-    """Probabilities, attention and losses of the model in evaluation mode, in the order of the samples."""
-    device, sums = _device_of(model), _Sums()
+    """Probabilities, attention and losses of the model in evaluation mode, in the order of the samples.
+
+    Raises TrainingError where the loss is not finite, naming stay and term, or where memory does not suffice.
+    """
+    device, sums, seen = _device_of(model), _Sums(), 0
     model.eval()
     probabilities: list[Tensor] = []
     attention: list[Tensor] = []
@@ -185,7 +193,14 @@ def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: Cl
             batch = batch.to(device, non_blocking=True)
             output = model(batch)
             total, parts = objective(output, batch, model.config, weights)
-        sums.add([{"total": total, **parts}], [size])
+        terms = [{"total": total, **parts}]
+        if not sums.add(terms, [size]):
+            why = _broken_loss(model, samples, range(seen, seen + size), terms, weights)
+            raise TrainingError(
+                f"scoring the {samples.split} split: {why}. Look for absurd values with `dipro-fed inspect`; where it "
+                "is so of every stay, the model has diverged: train again with a lower training.learning_rate"
+            )
+        seen += size
         probabilities.append(_probabilities(output.logits, settings.task).float().cpu())
         num_pairs = output.pair_mask.sum(dim=1).clamp(min=1)
         attention.append((output.region_attention.sum(dim=2) / num_pairs[:, None, None]).float().cpu())
@@ -340,9 +355,8 @@ def _broken_loss(
     indices: Sequence[int],
     terms: Sequence[Mapping[str, Tensor]],
     weights: ClassWeights,
-    where: str,
-) -> TrainingError:
-    """Which terms of which stays are not finite: each stay is scored by itself, in evaluation mode."""
+) -> str:
+    """Which terms of which stays are not finite, in words: each stay is scored by itself, in evaluation mode."""
     model.eval()
     names = dict.fromkeys(name for each in terms for name, value in each.items() if not torch.isfinite(value))
     guilty = []
@@ -353,11 +367,8 @@ def _broken_loss(
         if own or not torch.isfinite(total):
             guilty.append(f"{samples.name(index)} ({', '.join(own) or 'total'})")
     stays = "; ".join(guilty) or f"none of the {len(indices)} stays alone, so their batch statistics or the weights"
-    return TrainingError(
-        f"{where}: the loss is not finite ({', '.join(name for name in names if name != 'total') or 'total'}), because "
-        f"of {stays}; nothing was learned from this step. Lower training.learning_rate, or look for absurd values with "
-        "`dipro-fed inspect`"
-    )
+    broken = ", ".join(name for name in names if name != "total") or "total"
+    return f"the loss is not finite ({broken}), because of {stays}"
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -33,7 +33,7 @@ def stay(
     trained = load_trained(checkpoint, require_task(task))
     opened, settings = open_cohort(cohort, verify_regions=False), trained.settings
     chosen = choose_stay(opened, settings.task, split) if stay is None else stay
-    site = records_of(opened, chosen, crop_pixels=settings.model.crop_pixels)
+    site = records_of(opened, chosen, crop_pixels=settings.model.crop_pixels, agreement=trained.agreement)
     with console.status(f"Scoring stay {chosen}"):
         scores = score_stay(place(trained.model, choose_device(device), settings), site, settings, chosen)
     draw_stay(opened, scores, out)

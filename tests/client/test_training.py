@@ -165,6 +165,10 @@ def test_the_stay_that_breaks_the_loss_is_named(site: SiteRecords) -> None:
     assert f"north, stay {broken.stay_id} (task); nothing was learned from this step" in str(error.value)
     others = {sample.stay.stay_id for sample in samples.samples} - {broken.stay_id}
     assert not any(f"stay {stay}" in str(error.value) for stay in others)
+    with pytest.raises(
+        TrainingError, match=rf"scoring the train split: .*\(task\), because of north, stay {broken.stay_id} "
+    ):
+        predict(initial_model(settings), samples, settings, class_weights(samples, settings))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +196,19 @@ def test_too_little_memory_says_what_to_lower(
         _one_epoch(model, samples, settings)
     words = ("epoch 1, step 1", "a batch of 5 samples", "at 16 pixels", "training.checkpoint_activations=true")
     assert all(each in str(error.value) for each in words) is explained
+
+
+def test_too_little_memory_for_the_optimizer_is_said(site: SiteRecords) -> None:
+    settings = small_settings()
+    samples, model = SampleSet([site], Task.MORTALITY, "train"), initial_model(settings)
+    optimizer = make_optimizer(model, settings)
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    optimizer.step = fail
+    with pytest.raises(TrainingError, match="epoch 1, step 1: memory does not suffice"):
+        train_epoch(model, samples, optimizer, settings, class_weights(samples, settings), epoch=0, num_epochs=1)
 
 
 def test_reading_ahead_in_other_processes_changes_nothing(site: SiteRecords) -> None:

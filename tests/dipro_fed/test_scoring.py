@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from client.pictures import attention, bands
+from client.pictures import stay as stay_picture
 from client.predictions import read_predictions
 from client.records import SiteSpec
+from client.stay_scores import StayScores
 from dipro_fed.main import app
 from dipro_model.metrics import score
 from dipro_model.vocabulary import Task
@@ -88,6 +91,22 @@ def test_pictures_and_stay_name_what_they_wrote(run: Path, cohort: Path, tmp_pat
     assert (tmp_path / "stay.png").stat().st_size > 10_000
     result = dipro_fed("stay", run, cohort, "--stay", 1000, "--out", tmp_path / "chosen.png")
     assert "stay 1000" in result.output
+
+
+def test_a_stay_is_scored_on_the_values_that_the_model_learned_from(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the agreement of all hospitals, as `predict` does, and not the hospital's own z-scores."""
+    other = write_cohort(tmp_path / "south", num_patients=16, seed=4, first_subject=900, ehr_mean=20.0)
+    specs = [SiteSpec(name=each.name, cohort=each) for each in (cohort, other)]
+    train(specs, small_settings("training.epochs=1"), tmp_path / "run")
+    drawn: list[StayScores] = []
+    monkeypatch.setattr(stay_picture, "draw_stay", lambda cohort, scores, out: drawn.append(scores))
+    result = dipro_fed("stay", tmp_path / "run", other, "--stay", 9030, "--out", tmp_path / "stay.png")
+    assert result.exit_code == 0, result.output
+    scored = read_predictions(tmp_path / "run", Task.MORTALITY, ["south"])
+    (expected,) = scored.probabilities[scored.sample_id == "9030"]
+    np.testing.assert_allclose(drawn[0].words[-1].probabilities, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
