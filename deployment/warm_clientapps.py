@@ -17,6 +17,7 @@ from deployment.work import KIT
 
 _LIBRARIES = (
     "torch",
+    "jaxtyping",
     "monai.networks.nets.resnet",
     "pandas",
     "pyarrow.parquet",
