@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from client.dataset import SampleSet
@@ -26,6 +27,8 @@ class LocalWork:
     """Optimizer steps made so far."""
     sum_of_rates: float = 0.0
     """Learning rates of these steps, summed."""
+    norm_gradients: np.ndarray | None = None
+    """With `training.batch_norm=received`: of all sites' batch norms, float32 [number]; afterwards of this work's."""
 
     def run(
         self,
@@ -53,8 +56,18 @@ class LocalWork:
                 return self.num_steps >= federation.local_steps
             return federation.local_work == "seconds" and time.monotonic() >= deadline
 
-        received = received_norms(model) if self.settings.training.batch_norm == "received" else nullcontext()
-        with received:
+        def before() -> None:
+            if norms is not None:
+                norms.note_gradients()
+            before_step()
+
+        training = self.settings.training
+        share = 1 / training.accumulated_batches
+        with (
+            received_norms(model, self.norm_gradients, batch_share=share)
+            if training.batch_norm == "received"
+            else nullcontext()
+        ) as norms:
             for each in self._passes(samples):
                 losses = train_epoch(
                     model,
@@ -66,12 +79,14 @@ class LocalWork:
                     num_epochs=each.num_epochs,
                     repeat=each.repeat,
                     order=each.order,
-                    before_step=before_step,
+                    before_step=before,
                     after_step=count,
                     is_over=is_over,
                 )
                 if is_over():
                     break
+        if norms is not None:
+            self.norm_gradients = norms.gradients
         return losses
 
     def _passes(self, samples: SampleSet) -> Iterator["_Pass"]:

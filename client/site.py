@@ -104,7 +104,8 @@ class Site:
             settings=self.settings, state=state, control=instruction.control, server_round=instruction.server_round
         )
         settings = of_common_batch(self.settings, len(samples), instruction.total_samples)
-        work = LocalWork(settings=settings, server_round=instruction.server_round)
+        of_norms = instruction.control if settings.training.batch_norm == "received" else None
+        work = LocalWork(settings=settings, server_round=instruction.server_round, norm_gradients=of_norms)
         losses = work.run(
             model,
             samples,
@@ -114,6 +115,9 @@ class Site:
         )
         trained = flatten_weights(model)
         control_change = correction.end(entries.parameters, begin, trained, sum_of_rates=work.sum_of_rates)
+        if of_norms is not None and work.norm_gradients is not None:
+            share = settings.strategy.statistics_share(instruction.server_round)
+            control_change = np.float32(share) * (work.norm_gradients - of_norms)
         personal.keep(model, instruction, received, samples, self._class_weights())
         return TrainReply(
             site=self.name,

@@ -65,7 +65,8 @@ class Instruction:
     base: int = WHOLE
     """Version that `weights` are changes of, `version` itself where nothing changed; WHOLE where they need none."""
     control: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """SCAFFOLD's control variate of the server, float32 [parameter]; empty otherwise."""
+    """What the server keeps beside the model, float32 [number]: SCAFFOLD's control variate, or what batch norm of all
+    sites' batch needs (`server.rounds.control_size`); empty otherwise."""
     run: str = ""
     """Name of the run, by which a site keeps what it must remember from round to round."""
     best_round: int = 0
@@ -174,7 +175,7 @@ class TrainReply:
     agreement_digest: str
     """Digest of the agreement that its values and class weights followed."""
     control_change: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """SCAFFOLD: change of the site's control variate, float32 [parameter]; empty otherwise."""
+    """The site's change of `Instruction.control`, float32 [number]; empty where that is."""
     scored: "EvaluateReply | None" = None
     """Of the model that the round began with, where the instruction asked for splits."""
 

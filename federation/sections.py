@@ -128,8 +128,8 @@ class TrainingSettings(Section):
     """Weights of classes and of deaths, from training labels; `published` keeps the published faults."""
     batch_norm: Literal["train", "frozen", "received"] = "train"
     """`frozen` keeps the running statistics and normalises with them while training. `received`, in federated training,
-    normalises with those that the round began with, and takes those of the site's work along: for sites whose classes
-    differ, with `strategy.recalibrate`."""
+    normalises as one batch of all sites would, forward and backward, with what the sites' work of the rounds before
+    tells: for sites whose classes differ, with `strategy.recalibrate`."""
     precision: Precision = "fp32"
     """Number format of the image network; bf16 halves memory and, where the processor knows it, time."""
     checkpoint_activations: bool = False
@@ -290,6 +290,13 @@ class StrategySettings(Section):
                 "found false"
             )
         return self
+
+    def statistics_share(self, server_round: int) -> float:
+        """What a round, counted from 1, has of batch norm's statistics.
+
+        The first rounds' mean, not their distance from the initial values, is what a small share begins with.
+        """
+        return max(self.statistics_momentum, 1 / server_round)
 
     def server_factor(self, server_round: int, rounds: int) -> float:
         """What the server's step of a round, counted from 1, is multiplied by."""

@@ -70,6 +70,11 @@ class RunSettings(Section):
                 "strategy.name=scaffold takes one learning rate for all parameters; expected "
                 f"training.static_fusion_rate=1, found {self.training.static_fusion_rate:g}"
             )
+        if self.strategy.name == "scaffold" and self.training.batch_norm == "received":
+            raise ValueError(
+                "strategy.name=scaffold corrects every gradient of a site's own work, training.batch_norm=received those "
+                "of batch norm; expected one of them: choose another strategy, or batch_norm=train"
+            )
         if self.personal.method == "fedbn" and not self.parts.radiographs:
             raise ValueError(
                 "personal.method=fedbn keeps batch norm at the sites, but without radiographs (parts.radiographs) "

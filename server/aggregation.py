@@ -49,8 +49,8 @@ class Replies:
         scratch: Path,
         num_asked: int,
     ) -> None:
-        """`control` is SCAFFOLD's control variate of the server, float32 [parameter], else empty; replies may wait in
-        files of `scratch`; `num_asked` sites may reply."""
+        """`control` is what `control_size` says, float32 [number]; replies may wait in files of `scratch`; `num_asked`
+        sites may reply."""
         self._guard, self._aggregator, self._strategy, self._entries = guard, aggregator, strategy, entries
         self._of_mean = STRATEGIES[aggregator.name].of_mean
         self._waiting, self._num_asked = Waiting(scratch), num_asked
@@ -100,7 +100,7 @@ class Replies:
         return reasons
 
     def aggregate(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [number], the next global model; float32 [parameter], SCAFFOLD's next control variate, else empty.
+        """float32 [number], the next global model; float32 [number], the next `control`.
 
         Raises StrategyError where the strategy makes none.
         """
@@ -117,8 +117,7 @@ class Replies:
     def _statistics(self) -> Moments:
         """Batch norm's statistics of all samples of the round, or with less weight where the settings say so."""
         pooled = reduce(pooled_moments, self._moments.values())
-        # The first rounds' mean, not their distance from the initial zeros and ones, is what a small share begins with.
-        share = max(self._strategy.statistics_momentum, 1 / self._guard.server_round)
+        share = self._strategy.statistics_share(self._guard.server_round)
         return moved_moments(site_moments(self._guard.reference, self._entries, pooled.count), pooled, share)
 
     def _sum(self, sites: set[str]) -> None:

@@ -110,8 +110,7 @@ class Rounds:
         self._aggregator = make_aggregator(self._settings, self._entries, module_entries(model, "static_fusion"))
         self._broadcast = Broadcast(codec=codec_of(self._settings.communication, lambda: self._entries))
         self._broadcast.publish(flatten_weights(model))
-        is_scaffold = self._settings.strategy.name == "scaffold"
-        self._control = np.zeros(self._entries.parameters.size if is_scaffold else 0, np.float32)
+        self._control = np.zeros(control_size(self._settings, self._entries), np.float32)
         self._run, self._best_round, self._finished = state.run, state.best_round, state.finished
         self._unscored = None if state.unscored is None else Round.of_plain(state.unscored, state)
         if state.finished or state.unscored:
@@ -310,6 +309,19 @@ def participants(nodes: Mapping[int, str], settings: RunSettings, server_round: 
     drawn = np.random.default_rng(seed).permutation(len(nodes))[: settings.federation.sites_a_round]
     chosen = set(drawn.tolist())
     return {node: site for place, (node, site) in enumerate(nodes.items()) if place in chosen}
+
+
+def control_size(settings: RunSettings, entries: ModelEntries) -> int:
+    """Numbers that go to the sites beside the model and whose changes come back.
+
+    SCAFFOLD's control variate; with `training.batch_norm=received` the gradients of batch norm's own parameters, mean
+    over all sites (client/received_norms.py); otherwise none.
+    """
+    if settings.strategy.name == "scaffold":
+        return entries.parameters.size
+    if settings.training.batch_norm == "received":
+        return entries.batch_norm.both(entries.parameters).size
+    return 0
 
 
 def make_aggregator(settings: RunSettings, entries: ModelEntries, static_fusion: Entries) -> Aggregator:

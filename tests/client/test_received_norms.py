@@ -1,5 +1,7 @@
 """Batch norm by received statistics: they normalise what goes through; told afterwards are those of the work."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
@@ -59,21 +61,95 @@ def test_work_that_fails_changes_nothing() -> None:
     assert not network[1]._forward_pre_hooks
 
 
-def test_gradients_of_two_sites_are_those_of_their_union() -> None:
-    """With the batch's own statistics they are not: the sites' values lie apart."""
+def _gradients(network: nn.Module, losses: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    network.zero_grad()
+    for loss in losses:
+        loss.backward()
+    return [each.grad.clone() for each in network.parameters() if each.grad is not None]
+
+
+def _loss(network: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Mean over the values, of a kind that cares for the sign; the norm is used twice, as DiPro uses its own."""
+    return (network(values) - 1).pow(2).mean() + network(2 * values).pow(3).mean()
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["vectors", "images"])
+def test_gradients_of_two_sites_are_those_of_one_batch_of_both(images: bool) -> None:
+    """With the statistics of both and the gradients of both's batch norm; torch's own batch norm is the reference."""
+    torch.manual_seed(0)
+    shape = (3, 4, 5) if images else (3,)
+    first = nn.Conv2d(3, 4, 1) if images else nn.Linear(3, 4)
+    network = nn.Sequential(first, nn.BatchNorm2d(4) if images else nn.BatchNorm1d(4), nn.Tanh()).double()
+    nn.init.normal_(network[1].weight)
+    sites = [torch.randn(10, *shape).double() - 2, torch.randn(30, *shape).double() + 2]
+    union = torch.cat(sites)
+
+    # One batch of all with each use's own statistics would need them by use; here both uses share those of the first.
+    def one_batch(values: torch.Tensor) -> torch.Tensor:
+        entering = network[0](torch.cat([values, 2 * values]))
+        normed = nn.functional.batch_norm(
+            entering, None, None, network[1].weight, network[1].bias, training=True, eps=network[1].eps
+        )
+        once, twice = network[2](normed).split(len(values))
+        return (once - 1).pow(2).mean() + twice.pow(3).mean()
+
+    expected = _gradients(network, [one_batch(union)])
+    norm = network.eval()[1]
+    with torch.no_grad():
+        entering = network[0](torch.cat([union, 2 * union])).transpose(0, 1).flatten(1)
+    norm.running_mean.copy_(entering.mean(dim=1))
+    norm.running_var.copy_(entering.var(dim=1, correction=0))
+    shares = [0.25, 0.75]
+    told = np.zeros(8)
+    for site, share in zip(sites, shares, strict=True):
+        mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+        with received_norms(network) as norms:
+            _gradients(network, [_loss(network, site)])
+            norms.note_gradients()
+        told += share * norms.gradients
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+    np.testing.assert_allclose(told, torch.cat(expected[2:4]).numpy(), rtol=1e-6)
+    found: list[torch.Tensor] = []
+    apart: list[torch.Tensor] = []
+    for gradients, sums in ((told, found), (None, apart)):
+        for site, share in zip(sites, shares, strict=True):
+            mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+            with received_norms(network, gradients):
+                own = [share * each for each in _gradients(network, [_loss(network, site)])]
+            sums[:] = own if not sums else [a + b for a, b in zip(sums, own, strict=True)]
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)  # what is told is float32
+    # Statistics taken for constants give another gradient of what lies before the norm, and the same of the norm.
+    assert (apart[0] - expected[0]).abs().max() > 0.01
+    torch.testing.assert_close(apart[2], expected[2], rtol=1e-6, atol=1e-9)
+
+
+def test_accumulated_batches_share_what_comes_through_the_statistics() -> None:
+    network, values = _network().double(), torch.randn(40, 3).double()
+    gradients = np.random.default_rng(0).normal(size=8)
+    with received_norms(network, gradients):
+        whole = _gradients(network, [_loss(network, values)])
+    network = _network().double()
+    with received_norms(network, gradients, batch_share=0.5):
+        halves = _gradients(network, (_loss(network, part) / 2 for part in values.split(20)))
+    for one, other in zip(whole, halves, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_told_are_the_mean_over_the_steps() -> None:
     network = _network()
-    sites = [torch.randn(30, 3) - 2, torch.randn(30, 3) + 2]
-
-    def gradient(values: torch.Tensor) -> torch.Tensor:
-        network.zero_grad()
-        network(values).square().mean().backward()
-        found = network[0].weight.grad
-        assert found is not None
-        return found.clone()
-
-    with received_norms(network):
-        together = sum(gradient(site) for site in sites) / 2
-        torch.testing.assert_close(together, gradient(torch.cat(sites)))
-    network.train()
-    apart = sum(gradient(site) for site in sites) / 2
-    assert (apart - gradient(torch.cat(sites))).abs().max() > 0.01
+    with received_norms(network) as norms:
+        own = []
+        for values in torch.randn(3, 20, 3):
+            network.zero_grad()
+            _loss(network, values).backward()
+            norms.note_gradients()
+            own.append(torch.cat([network[1].weight.grad, network[1].bias.grad]))
+    np.testing.assert_allclose(norms.gradients, torch.stack(own).mean(dim=0).numpy(), rtol=1e-6)
+    assert norms.gradients.dtype == np.float32
+    with received_norms(_network()) as unused:
+        unused.note_gradients()
+    assert not unused.gradients.any()

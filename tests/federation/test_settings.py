@@ -101,3 +101,10 @@ def test_every_example_is_valid() -> None:
     assert examples
     for path in examples:
         load_settings(path)
+
+
+def test_scaffold_and_received_batch_norm_are_not_for_one_run() -> None:
+    plain = ("training.optimizer=sgd", "training.batch_norm=received")
+    with pytest.raises(SettingsError, match=r"expected one of them: choose another strategy, or batch_norm=train"):
+        load_settings(overrides=["strategy.name=scaffold", *plain])
+    load_settings(overrides=["strategy.name=fedadam", *plain])
