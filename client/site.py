@@ -116,8 +116,7 @@ class Site:
         trained = flatten_weights(model)
         control_change = correction.end(entries.parameters, begin, trained, sum_of_rates=work.sum_of_rates)
         if of_norms is not None and work.norm_gradients is not None:
-            share = settings.strategy.statistics_share(instruction.server_round)
-            control_change = np.float32(share) * (work.norm_gradients - of_norms)
+            control_change = self._norm_change(instruction, work.norm_gradients)
         personal.keep(model, instruction, received, samples, self._class_weights())
         return TrainReply(
             site=self.name,
@@ -132,6 +131,15 @@ class Site:
             control_change=control_change,
             scored=scored,
         )
+
+    def _norm_change(self, instruction: Instruction, gradients: np.ndarray) -> np.ndarray:
+        """What a round's gradients of batch norm change of those that the server keeps.
+
+        Of the first round nothing: it normalises with a new model's zeros and ones, and its gradients are of that.
+        """
+        before = instruction.server_round - 1
+        share = self.settings.strategy.statistics_share(before) if before else 0.0
+        return np.float32(share) * (gradients - instruction.control)
 
     def _state(self, instruction: Instruction) -> SiteState:
         return SiteState(site=self.name, folder=self.folder, run=instruction.run)

@@ -1,6 +1,7 @@
 """What the settings of a federated run change: local work, codecs, the project's own strategies, personal models."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,38 @@ def test_statistics_of_few_samples_move_as_torch_moves_them(tmp_path: Path, coho
     assert not np.allclose(first, whole, atol=1e-4)
     with pytest.raises(SettingsError, match="expected recalibrate=true, found false"):
         small_settings("strategy.statistics_momentum=0.5")
+
+
+def test_received_batch_norm_has_the_gradients_of_all_sites(tmp_path: Path, cohorts: list[Path]) -> None:
+    """Those of batch norm's own parameters: with one plain step a site, what the mean model moved by, over the rate."""
+    rate = 0.001
+    settings = _run(
+        tmp_path / "run",
+        cohorts,
+        "model.freeze_backbone=true",
+        "training.batch_norm=received",
+        "strategy.recalibrate=true",
+        "strategy.statistics_momentum=0.25",
+        "training.optimizer=sgd",
+        f"training.learning_rate={rate}",
+        "training.schedule=constant",
+        "training.weight_decay=0.0",
+        "training.batch_size=1000",
+        "federation.local_work=steps",
+        "federation.local_steps=1",
+        "federation.rounds=3",
+        "federation.kept_rounds=3",
+    )
+    entries = model_entries(initial_model(settings))
+    of_norms = entries.batch_norm.both(entries.parameters)
+    models = [of_norms.take(_kept(tmp_path / "run", number)) for number in (1, 2, 3)]
+    gradients = [(before - after) / rate for before, after in pairwise(models)]
+    progress = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress
+    assert progress is not None
+    # The first round does not count; of the next two each has half, though the momentum says a quarter.
+    kept = progress.training["server"]["control"].numpy()
+    np.testing.assert_allclose(kept, (gradients[0] + gradients[1]) / 2, atol=2e-4)
+    assert np.abs(kept).max() > 0.01
 
 
 def test_state_is_needed_where_the_settings_keep_some(tmp_path: Path, cohorts: list[Path]) -> None:
