@@ -170,7 +170,7 @@ def train_epoch(
 
 
 def samples_in_turn(samples: SampleSet, settings: RunSettings, first: int, count: int) -> list[int]:
-    """Numbers of `count` samples from place `first` on of endless passes, each over all samples in an order of its own."""
+    """Numbers of `count` samples from place `first` on of endless passes over all, each in an order of its own."""
     size = len(samples)
     passes = range(first // size, (first + count - 1) // size + 1)
     order = [each for number in passes for each in _shuffled(size, _epoch_seed(settings, "order", number, 0, samples))]

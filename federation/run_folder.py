@@ -156,13 +156,18 @@ def cut_history(folder: Path, num_lines: int) -> None:
         write_whole(path, b"".join(lines[:num_lines]))
 
 
-def read_history(folder: Path) -> list[Measurement]:
-    """Read history.jsonl in the order of writing. Raises RunError naming the line that cannot be read."""
+def read_history(folder: Path, *, is_growing: bool = False) -> list[Measurement]:
+    """Read history.jsonl in the order of writing. Raises RunError naming the line that cannot be read.
+
+    Of a run that is at work, `is_growing` leaves out a last line that its writer is not through with.
+    """
     path = folder / HISTORY
     if not path.is_file():
         raise RunError(f"{path}: expected the run's measurements, found no such file; run the training again")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_measurement(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    lines = path.read_bytes().splitlines(keepends=True)
+    if is_growing and lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    return [_measurement(line.decode(), f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
 _RUN_FIELDS: dict[str, Any] = {

@@ -171,8 +171,8 @@ class FederationSettings(Section):
     local_epochs: Annotated[int, Field(ge=1)] = 1
     """Passes over its own training samples that a site makes in a round."""
     local_steps: Annotated[int, Field(ge=1)] = 50
-    """Optimizer steps of a round, the same for large and small sites; a site goes on through its samples where the round
-    before ended, so that each is seen as often as any other."""
+    """Optimizer steps of a round, the same for large and small sites; a site goes on through its samples where the
+    round before ended, so that each is seen as often as any other."""
     common_batch: bool = False
     """`training.batch_size` is the size of a batch of all sites together: each site's part of it is its share of all
     training samples, one sample at least. The rate stays that of the whole batch."""
@@ -194,8 +194,8 @@ class FederationSettings(Section):
     """How often a round comes to a site: twice, to train and then to score the aggregate; or once, to score the last
     round's aggregate and train on it. Over a network a visit costs seconds; only sites that train then score."""
     score_every: Annotated[int, Field(ge=1)] = 1
-    """Rounds from one validation of the aggregate to the next, for many short rounds; the last is always validated. Only
-    then a round can be the best, or the run stop for want of a gain."""
+    """Rounds from one validation of the aggregate to the next, for many short rounds; the last is always validated.
+    Only then a round can be the best, or the run stop for want of a gain."""
     check_duplicates: bool = True
     """Refuse patients at two sites, by salted hashes of identifiers; false where sites number theirs independently."""
     join_seconds: Annotated[float, Field(gt=0)] = 600.0

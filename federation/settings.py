@@ -72,7 +72,7 @@ class RunSettings(Section):
             )
         if self.strategy.name == "scaffold" and self.training.batch_norm == "received":
             raise ValueError(
-                "strategy.name=scaffold corrects every gradient of a site's own work, training.batch_norm=received those "
+                "strategy.name=scaffold corrects every gradient of a site's work, training.batch_norm=received those "
                 "of batch norm; expected one of them: choose another strategy, or batch_norm=train"
             )
         if self.personal.method == "fedbn" and not self.parts.radiographs:

@@ -187,7 +187,7 @@ def tell_new_rounds(folder: Path, on_round: OnRound) -> Callable[[], None]:
         nonlocal seen
         if not (folder / HISTORY).is_file():
             return
-        lines = read_history(folder)
+        lines = read_history(folder, is_growing=True)
         if len(lines) > seen:
             on_round(lines[seen:])
         seen = len(lines)

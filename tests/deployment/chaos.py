@@ -152,7 +152,11 @@ def _corrupted(folder: Path) -> int:
 
 
 def finished_rounds(folder: Path) -> int:
-    return max((line.step for line in read_history(folder)), default=0) if (folder / "history.jsonl").is_file() else 0
+    return (
+        max((line.step for line in read_history(folder, is_growing=True)), default=0)
+        if (folder / "history.jsonl").is_file()
+        else 0
+    )
 
 
 def _is_finished(folder: Path) -> bool:

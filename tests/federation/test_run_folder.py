@@ -144,6 +144,17 @@ def test_a_damaged_line_of_history_is_named(tmp_path: Path, old: str, new: str, 
         read_history(tmp_path)
 
 
+def test_who_watches_a_run_does_not_see_a_line_that_is_being_written(tmp_path: Path) -> None:
+    append_history(tmp_path, [replace(ROW, step=1), replace(ROW, step=2)])
+    whole = (tmp_path / HISTORY).read_bytes()
+    for end in range(len(whole) // 2 + 1, len(whole)):
+        (tmp_path / HISTORY).write_bytes(whole[:end])
+        assert [line.step for line in read_history(tmp_path, is_growing=True)] == [1]
+    with pytest.raises(RunError, match="line 2: expected JSON"):
+        (tmp_path / HISTORY).write_bytes(whole[:-9])
+        read_history(tmp_path)
+
+
 def test_the_files_are_plain_json(tmp_path: Path) -> None:
     write_run(tmp_path, RECORD)
     append_history(tmp_path, [ROW])
