@@ -150,8 +150,8 @@ def test_who_watches_a_run_does_not_see_a_line_that_is_being_written(tmp_path: P
     for end in range(len(whole) // 2 + 1, len(whole)):
         (tmp_path / HISTORY).write_bytes(whole[:end])
         assert [line.step for line in read_history(tmp_path, is_growing=True)] == [1]
+    (tmp_path / HISTORY).write_bytes(whole[:-9])
     with pytest.raises(RunError, match="line 2: expected JSON"):
-        (tmp_path / HISTORY).write_bytes(whole[:-9])
         read_history(tmp_path)
 
 
