@@ -110,7 +110,7 @@ def received_norms(
     the gradient of a step a batch has `batch_share`. The layers must be in evaluation mode, as
     `training.batch_norm=received` sets them. Layers without a parameter that is trained stay as they are.
     """
-    chosen = [each for each in model.modules() if _is_trained(each)]
+    chosen = [each for each in model.modules() if isinstance(each, BatchNorm) and _is_trained(each)]
     sizes = [each.num_features for each in chosen for _ in range(2)]
     flat = np.zeros(sum(sizes), np.float32) if gradients is None else gradients
     where = chosen[0].weight.device if chosen else None
@@ -125,9 +125,5 @@ def received_norms(
         each.write()
 
 
-def _is_trained(module: nn.Module) -> bool:
-    return (
-        isinstance(module, BatchNorm)
-        and module.track_running_stats
-        and any(each.requires_grad for each in module.parameters())
-    )
+def _is_trained(layer: BatchNorm) -> bool:
+    return layer.track_running_stats and any(each.requires_grad for each in layer.parameters())
