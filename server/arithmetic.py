@@ -17,13 +17,14 @@ class StrategyArithmeticError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlChange:
-    """What a site's local work changed of its SCAFFOLD control variate."""
+    """What a site's local work changed of what the server keeps beside the model: SCAFFOLD's control variate, or the
+    gradients of batch norm's parameters (`server.rounds.control_size`)."""
 
     share: float
     """The site's weight in the objective of all sites; the shares of all sites of the run sum to 1. SCAFFOLD's own
     objective gives each of N sites 1 / N; samples / all samples is the objective of pooled training."""
     change: np.ndarray
-    """c_i(new) - c_i(old), over the parameters that have a gradient."""
+    """c_i(new) - c_i(old), over the parameters that have a gradient; of batch norm, share * (own - the server's)."""
 
 
 def scaffold_control_step(control: np.ndarray, changes: Sequence[ControlChange]) -> np.ndarray:
