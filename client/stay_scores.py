@@ -55,6 +55,8 @@ class StayScores:
     """In order of time. Of a whole-stay task the last one is that of the sample itself, with its whole window."""
     glances: dict[str, Glance]
     """By dicom_id; the first image of a sample has none, nor has any where the model reads no radiographs."""
+    sequence: bool = True
+    """Whether the model is given all radiographs so far, or the latest alone, as a pair with itself."""
 
 
 def choose_stay(cohort: Cohort, task: Task, split: str) -> int:
@@ -116,6 +118,7 @@ def score_stay(model: DiPro, site: SiteRecords, settings: RunSettings, stay_id: 
         images=tuple(zip(stay.dicom_ids[frames], stay.image_hours[frames].tolist(), strict=True)),
         words=tuple(words),
         glances=glances,
+        sequence=samples.inputs.sequence,
     )
 
 

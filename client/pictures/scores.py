@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from matplotlib.typing import DrawStyleType
 
 from client.pictures.bands import GRID, NUM_RESAMPLES, Band, OneClass, precision_recall_band, roc_band, wilson
@@ -15,8 +16,8 @@ from client.predictions import Predictions
 from dipro_model.curves import Curve, Reliability, precision_recall_curve, reliability_curve, roc_curve
 from dipro_model.vocabulary import DISEASES, NOT_MENTIONED, TASK_CLASSES, Task
 
-_RARE = 0.3
-"""Share of a class below which its precision-recall curve leaves the upper right free."""
+_ROOM = 0.42
+"""Inches below an axis that its numbers and label take."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,11 +46,11 @@ def draw_scores(predictions: Predictions, out: Path, *, title: str) -> Path:
         raise ValueError(f"{title}: no sample to draw curves of; choose a split that has some")
     panels = _panels(predictions)
     if len(panels) == 1:
-        figure = Figure(figsize=(12.5, 5.4), layout="constrained")
+        figure = Figure(figsize=(12.5, 5.7), layout="constrained")
         grid = figure.add_gridspec(2, 3, height_ratios=[5, 1])
         places = [(grid[:, 0], grid[:, 1], grid[0, 2], grid[1, 2])]
     else:
-        figure = Figure(figsize=(2.75 * len(panels) + 0.5, 10.4), layout="constrained")
+        figure = Figure(figsize=(2.75 * len(panels) + 0.5, 11.6), layout="constrained")
         grid = figure.add_gridspec(4, len(panels), height_ratios=[5, 5, 5, 1])
         places = [tuple(grid[row, column] for row in range(4)) for column in range(len(panels))]
     for column, ((name, lines), spots) in enumerate(zip(panels.items(), places, strict=True)):
@@ -115,7 +116,7 @@ def _draw_roc(axes: Axes, lines: list[Line]) -> None:
             area = _area(line.roc, line.roc_band, trapezoid=True)
             _draw_curve(axes, line, line.roc, line.roc_band, area)
     _finish(axes, lines, "false positive rate", "true positive rate")
-    _add_legend(axes, "AUROC", at_right=True)
+    _add_legend(axes, "AUROC")
 
 
 def _draw_precision_recall(axes: Axes, lines: list[Line]) -> None:
@@ -129,9 +130,7 @@ def _draw_precision_recall(axes: Axes, lines: list[Line]) -> None:
             style: DrawStyleType = "default" if line.trapezoid else "steps-pre"
             _draw_curve(axes, line, curve, line.precision_recall_band, area, style)
     _finish(axes, lines, "recall", "precision")
-    # Where the class is rare the lower left is free, where it is frequent the curve stays above.
-    common = max((line.precision_recall.num_positive / max(line.roc.num_samples, 1) for line in lines), default=0.0)
-    _add_legend(axes, "AUPRC", at_right=False, at_top=common < _RARE)
+    _add_legend(axes, "AUPRC")
 
 
 def _draw_curve(axes: Axes, line: Line, curve: Curve, band: Band, area: str, style: DrawStyleType = "default") -> None:
@@ -155,11 +154,23 @@ def _finish(axes: Axes, lines: list[Line], x: str, y: str) -> None:
         say_instead(axes, str(lines[0].roc.reason))
 
 
-def _add_legend(axes: Axes, area: str, *, at_right: bool, at_top: bool = False) -> None:
+def _add_legend(axes: Axes, area: str) -> None:
+    """Below the axis: no corner inside is free of both good and poor curves."""
     if axes.get_legend_handles_labels()[0]:
-        place = ("upper" if at_top else "lower", "right" if at_right or at_top else "left")
-        legend = axes.legend(loc=" ".join(place), fontsize=7, title=area, title_fontsize=7, handlelength=1.2)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        legend.get_frame().set(alpha=0.75, linewidth=0)
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        below = axes.transAxes + ScaledTranslation(0, -_ROOM, figure.dpi_scale_trans)
+        legend = axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            bbox_transform=below,
+            fontsize=7,
+            title=area,
+            title_fontsize=7,
+            handlelength=1.2,
+            borderaxespad=0,
+        )
+        legend.get_frame().set(linewidth=0)
 
 
 def _draw_reliability(axes: Axes, counts: Axes, lines: list[Line]) -> None:

@@ -146,23 +146,41 @@ def spread(values: Sequence[float], gap: float, end: float) -> list[float]:
 _TINT = (
     "Boxes are tinted by the share of each region in the attention that the class tokens give to the regions of the "
     "pair which the image completes (mean over heads and layers); the white line is an equal share. Regions overlap: "
-    "a pixel shows the smallest. The first image completes no pair."
+    "a pixel shows the smallest."
 )
 
 
 def _caption(scores: StayScores) -> str:
+    return f"{_said(scores)}\n{_seen(scores)} Attention says what is mixed in, not why a score is high."
+
+
+def _said(scores: StayScores) -> str:
+    """What the scores on the time line are of."""
     if scores.task is Task.DISEASE_PROGRESSION:
-        said = (
+        images = "" if scores.sequence else " (from the second image alone: this model is not given the first)"
+        return (
             "Each pair of images, scored with the hours of its own window: stacked probabilities from the first image "
-            "to the second; outlined: what the report says, where it mentions the disease."
+            f"to the second{images}; outlined: what the report says, where it mentions the disease."
         )
+    images, first = (
+        ("images so far", "One image alone gives none: the model reads pairs.")
+        if scores.sequence
+        else ("latest image, as a pair with itself,", "This model is given no earlier image; drawn from the second on.")
+    )
+    return (
+        f"At each image, the model's score of the {images} with the hours that were over by then; at the right, of its "
+        f"whole window, which is the score that evaluation counts. {first} No interval: it is one model."
+    )
+
+
+def _seen(scores: StayScores) -> str:
+    """What the tint of the radiographs means."""
+    if not scores.glances:
+        return "This model reads no radiographs, so no region is tinted."
+    if scores.task is Task.DISEASE_PROGRESSION:
         tint = _TINT.replace("heads and layers", "heads, layers and diseases")
-    else:
-        said = (
-            "At each image, the model's score of the images so far with the hours that were over by then; at the "
-            "right, of its whole window, which is the score that evaluation counts. One image alone gives none: the "
-            "model reads pairs. No interval: it is one model."
-        )
-        tint = f"{_TINT} Above an image: the share of its pair in the attention to all pairs."
-    seen = tint if scores.glances else "This model reads no radiographs, so no region is tinted."
-    return f"{said}\n{seen} Attention says what is mixed in, not why a score is high."
+        return f"{tint} The first image completes no pair."
+    if not scores.sequence:
+        return f"{_TINT} Only the last image is tinted: the score of the whole window is of that one."
+    share = "Above an image: the share of its pair in the attention to all pairs."
+    return f"{_TINT} The first image completes no pair. {share}"

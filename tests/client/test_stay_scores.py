@@ -211,6 +211,18 @@ def test_a_stay_is_drawn_with_its_scores_and_no_text_over_another(cohort, figure
         )
 
 
+def test_the_caption_says_what_a_model_of_the_last_radiograph_is_given(cohort, figures, tmp_path) -> None:
+    for task in (Task.MORTALITY, Task.DISEASE_PROGRESSION):
+        draw_stay(cohort, scored(cohort, task, "parts.sequence=false"), tmp_path / "stay.png")
+    draw_stay(cohort, scored(cohort, Task.MORTALITY), tmp_path / "stay.png")
+    stay, pairs, sequence = (figure.get_supxlabel() for figure in figures)
+    assert "latest image, as a pair with itself" in stay
+    assert "images so far" not in stay
+    assert "not given the first" in pairs
+    assert "images so far" in sequence
+    assert all(unreadable(figure) == [] for figure in figures)
+
+
 def test_many_images_and_absent_regions_are_drawn(cohort, figures, tmp_path) -> None:
     many = open_cohort(write_cohort(tmp_path / "many", num_patients=4, num_images=14, first_subject=100))
     boxes = many.boxes.copy()

@@ -60,6 +60,21 @@ def legend(axes: Axes) -> list[str]:
     return [] if own is None else [text.get_text() for text in own.get_texts()]
 
 
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("skill", [0.0, 6.0])
+def test_no_legend_lies_over_a_curve(monkeypatch, tmp_path, task: Task, skill: float) -> None:
+    figures = catch(monkeypatch, scores)
+    patients = make_patients(task, num_patients=300)
+    draw_scores(with_scores(patients, skill, 1), tmp_path / "scores.png", title="t")
+    for axes in figures[0].axes:
+        if legend(axes):
+            box = axes.get_legend().get_window_extent()
+            curves = [line for line in axes.lines if line.get_linestyle() == "-"]
+            corners = np.concatenate([axes.transData.transform(line.get_xydata()) for line in curves])
+            assert not any(box.contains(*corner) for corner in corners.tolist()), axes.get_xlabel()
+            assert not box.overlaps(axes.xaxis.label.get_window_extent())
+
+
 def test_scores_of_death_are_the_curves_and_areas_of_scikit_learn(monkeypatch, tmp_path) -> None:
     own, figures = scored(Task.MORTALITY), catch(monkeypatch, scores)
     draw_scores(own, tmp_path / "scores.png", title="centralized: death")
