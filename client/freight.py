@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, RecordDict
 
-from federation.freight import Dock, FreightError, Item, digest_of, loaded, parts, places, unloaded
+from federation.freight import Dock, FreightError, Item, digest_of, loaded, packed, parts, places, unloaded, unpacked
 from federation.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ class Carrier:
 
     def load(self, content: RecordDict) -> RecordDict:
         """What the server meant by a message. Raises FreightError where it is gone or other than its digest."""
-        return loaded(content, self._fetch)
+        return loaded(unpacked(content), self._fetch)
 
     def unload(self, content: RecordDict) -> RecordDict:
         """What the reply is in place of this, once its arrays are at the server. Raises FreightError."""
-        return unloaded(content, self._leave)
+        return packed(unloaded(content, self._leave))
 
     def close(self) -> None:
         if self._connection is not None:

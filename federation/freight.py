@@ -3,6 +3,7 @@
 Flower carries each byte of a message through six processes and a database (docs/benchmarks.md, "A federated round over
 the network"). Beside it a model is a file, which the proxy hands out and takes in. The message itself still comes
 through Flower's node authentication, so whatever fits its digest is what the sender meant, wherever it lay meanwhile.
+Flower also carries every record and array of a message by a call of its own, so what is left becomes one record.
 What the names stand for is docs/deployment.md, "What travels beside".
 """
 
@@ -12,7 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as PackedRecords
+from google.protobuf.message import DecodeError
 
 from federation.messages import RAW_TYPES, RawArray
 
@@ -23,8 +27,8 @@ PART_BYTES = 8 * 2**20
 NUM_PLACES = 256
 """Parts that fit a dock: two gigabytes, which no site can exceed."""
 
-_FREIGHT = "freight"
-"""Key of the record that names hold and dock."""
+_FREIGHT, _CONTENT = "freight", "content"
+"""Key of the one record of a packed message, which may name hold and dock, and in it of what the message says."""
 _LABEL = "freight, SHA-256"
 """In an array's `stype`: its data is the digest of the bytes that it stands for."""
 _NAME = re.compile(r"[0-9a-f]{32}")
@@ -54,9 +58,6 @@ class Dock:
         if not _NAME.fullmatch(hold) or not _NAME.fullmatch(name):
             raise FreightError("expected the names of a hold and a dock, 32 hexadecimal digits each, found others")
         return cls(hold=hold, name=name)
-
-    def record(self) -> RecordDict:
-        return RecordDict({_FREIGHT: ConfigRecord({"hold": self.hold, "dock": self.name})})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,24 @@ def loaded(content: RecordDict, fetch: Callable[[Item], np.ndarray]) -> RecordDi
     Raises FreightError for an array that no message can name.
     """
     return _with_arrays(content, lambda array: _filled(array, fetch) if array.stype == _LABEL else array)
+
+
+def packed(content: RecordDict, dock: Dock | None = None) -> RecordDict:
+    """The message as one record of bytes (Flower's own form of a record), which names the dock of the reply to it."""
+    where: dict[str, ConfigRecordValues] = {} if dock is None else {"hold": dock.hold, "dock": dock.name}
+    return RecordDict({_FREIGHT: ConfigRecord({**where, _CONTENT: recorddict_to_proto(content).SerializeToString()})})
+
+
+def unpacked(message: RecordDict) -> RecordDict:
+    """What was packed. Raises FreightError where it is no packed message."""
+    record = message.get(_FREIGHT)
+    content = record.get(_CONTENT) if isinstance(record, ConfigRecord) else None
+    if not isinstance(content, bytes):
+        raise FreightError(f"expected a message packed into the record `{_FREIGHT}`, found {sorted(message)[:8]}")
+    try:
+        return recorddict_from_proto(PackedRecords.FromString(content))
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        raise FreightError(f"expected records in Flower's own form, found {len(content):,} other bytes") from error
 
 
 def parts(content: np.ndarray) -> Iterator[np.ndarray]:

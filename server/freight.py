@@ -20,7 +20,18 @@ import numpy as np
 from flwr.app import RecordDict
 
 from federation.files import make_room_error
-from federation.freight import PART_BYTES, Dock, FreightError, Item, digest_of, loaded, places, unloaded
+from federation.freight import (
+    PART_BYTES,
+    Dock,
+    FreightError,
+    Item,
+    digest_of,
+    loaded,
+    packed,
+    places,
+    unloaded,
+    unpacked,
+)
 
 _SENT, _DOCKS, _LOCK = "sent", "docks", ".lock"
 _SITE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -46,14 +57,14 @@ class Hold:
         dock = Dock(hold=self._folder.name, name=secrets.token_hex(16))
         (self._docks_of(site) / dock.name).mkdir(parents=True)
         self._docks[site] = dock
-        return RecordDict({**unloaded(content, self._keep), **dock.record()})
+        return packed(unloaded(content, self._keep), dock)
 
     def receive(self, content: RecordDict, site: str) -> RecordDict:
-        """What a site meant by its reply. Raises FreightError where a part is missing or another."""
+        """What a site meant by its reply. Raises FreightError where it is not packed, or lacks a part."""
         if site not in self._docks:
             return content
         folder, names = self._docks_of(site) / self._docks[site].name, places()
-        return loaded(content, lambda item: _taken(folder, names, item))
+        return loaded(unpacked(content), lambda item: _taken(folder, names, item))
 
     def clear(self) -> None:
         """Forget a question: whoever is late finds nothing, and can leave nothing."""

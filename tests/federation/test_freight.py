@@ -5,9 +5,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 # Flower creates messages for the task that its process works on; a test's process is no task, so it says it is one.
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
-from federation.freight import LEAST_BYTES, Dock, FreightError, Item, digest_of, loaded, unloaded
+from federation.freight import LEAST_BYTES, Dock, FreightError, Item, digest_of, loaded, packed, unloaded, unpacked
 from federation.messages import Instruction, MessageError, TrainReply, described
 
 NAMES = {"hold": "a" * 32, "name": "b" * 32}
@@ -98,9 +99,38 @@ def test_what_no_server_sends_is_not_fetched(dtype: str, shape: tuple[int, ...],
         loaded(RecordDict({"arrays": arrays}), fetch)
 
 
+def test_a_packed_message_is_one_record_and_says_the_same() -> None:
+    content = _content(7, control=3)
+    small = packed(content, Dock(**NAMES))
+    objects = get_all_nested_objects(_message(small))
+    assert len(objects) == 3, "the message, its dictionary, the record: each is a call of its own"
+    assert len(get_all_nested_objects(_message(content))) > 6
+    again = unpacked(small)
+    assert described(again) == described(content)
+    parsed = TrainReply.parse(_message(again))
+    np.testing.assert_array_equal(parsed.weights, np.arange(7, dtype=np.float32))
+    assert parsed.losses == {"total": 1.0}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RecordDict(),
+        RecordDict({"freight": ArrayRecord()}),
+        RecordDict({"freight": ConfigRecord({"content": "text"})}),
+        RecordDict({"freight": ConfigRecord({"content": b"\x80\x04]\x94."})}),  # a pickle
+        RecordDict({"freight": ConfigRecord({"content": b"\xff" * 40})}),
+        _content(7),
+    ],
+)
+def test_what_is_no_packed_message_is_refused(record: RecordDict) -> None:
+    with pytest.raises(FreightError, match="expected"):
+        unpacked(record)
+
+
 def test_a_message_names_its_dock_or_none() -> None:
     dock = Dock(**NAMES)
-    assert Dock.of(dock.record()) == dock
+    assert Dock.of(packed(RecordDict(), dock)) == dock
     assert (
         Dock.of(Instruction(server_round=1, code_digest="", layout_digest="", weights=np.zeros(0, np.float32)).record())
         is None

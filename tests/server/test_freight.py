@@ -7,7 +7,7 @@ import pytest
 from flwr.app import RecordDict
 
 from federation.files import StorageError
-from federation.freight import LEAST_BYTES, PART_BYTES, Dock, FreightError, digest_of, parts, places, unloaded
+from federation.freight import LEAST_BYTES, PART_BYTES, Dock, FreightError, digest_of, packed, parts, places, unloaded
 from federation.messages import raw_record
 from server.freight import Hold, hold
 
@@ -29,7 +29,7 @@ def _leave(folder: Path, site: str, dock: Dock, content: RecordDict) -> RecordDi
             (folder / dock.hold / "docks" / site / dock.name / next(names)).write_bytes(part.tobytes())
         return digest_of(values)
 
-    return unloaded(content, put)
+    return packed(unloaded(content, put))
 
 
 def _dock(content: RecordDict) -> Dock:
@@ -77,6 +77,13 @@ def test_a_reply_with_a_part_missing_short_or_changed_is_refused(tmp_path: Path)
         path.unlink()
         with pytest.raises(FreightError, match="found 0"):
             held.receive(reply, "north")
+
+
+def test_a_reply_that_is_not_packed_is_refused(tmp_path: Path) -> None:
+    with hold(tmp_path) as held:
+        held.send(_content(np.zeros(1, np.float32)), "north")
+        with pytest.raises(FreightError, match="expected a message packed"):
+            held.receive(_content(np.zeros(1, np.float32)), "north")
 
 
 def test_one_site_gains_nothing_by_the_parts_of_another(tmp_path: Path) -> None:
