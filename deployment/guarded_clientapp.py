@@ -15,6 +15,7 @@ from deployment.bundles import Approvals, BundleError
 from deployment.work import KIT, at_work
 from federation.audit import AUDIT, AuditLog
 from federation.code_digest import PACKAGES
+from federation.prompt_pulls import pull_promptly
 
 
 def guarded(install: Callable[..., Path], kit: Path, *, forgotten: tuple[str, ...] = ()) -> Callable[..., Path]:
@@ -55,6 +56,7 @@ def main() -> None:
         )
     install = run_clientapp.install_from_fab  # pyright: ignore[reportPrivateImportUsage]
     run_clientapp.install_from_fab = guarded(install, Path(kit), forgotten=PACKAGES)  # pyright: ignore[reportPrivateImportUsage]
+    pull_promptly()
     with at_work(Path(kit)):
         flwr_clientapp()
 

@@ -22,6 +22,8 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStore
 from flwr.supernode.nodestate import NodeState
 
+from federation.prompt_pulls import pull_promptly
+
 Send = Callable[[Message, ObjectTree, float], tuple[set[str], str]]
 PushObject = Callable[[int, str, str, bytes], None]
 _LEFT = (Status.PENDING, Status.STARTING, Status.RUNNING)
@@ -105,6 +107,7 @@ def main() -> None:
     from flwr.supernode import start_client_internal as node
     from flwr.supernode.cli import flower_supernode
 
+    pull_promptly()
     node._push_messages = whole_replies(node._push_messages)  # pyright: ignore
     node._pull_and_store_message = prompt(node._pull_and_store_message)  # pyright: ignore
     flower_supernode()

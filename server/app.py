@@ -17,6 +17,7 @@ from federation.initial import initial_model
 from federation.later import Later
 from federation.messages import EvaluateReply
 from federation.pooled import PooledMetric, combine, pooled_metrics
+from federation.prompt_pulls import pull_promptly
 from federation.resume import EarlierRun, find_earlier
 from federation.run_folder import POOLED, RUN, Measurement, RunError, RunRecord, read_run
 from federation.run_writer import RunWriter, new_record
@@ -34,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     settings, files = from_run_config(context.run_config)
     if not files.folder:
         raise SettingsError("the run config lacks files.folder; name a folder for the run: -c 'files.folder=\"RUN\"'")
+    pull_promptly()
     with hold(Path(files.freight)) if files.freight else nullcontext() as freight:
         coordinate(grid, settings, Path(files.folder), freight=freight)
 
