@@ -35,7 +35,7 @@ from federation.messages import (
     described,
 )
 from federation.settings import RunFiles, RunSettings, SettingsError, from_run_config
-from federation.weights import layout_digest
+from federation.weights import blank_model, layout_digest
 
 app = ClientApp()
 
@@ -133,7 +133,7 @@ def _model(instruction: Instruction, settings: RunSettings) -> DiPro:
 @lru_cache(maxsize=1)
 def _network(config: DiProConfig) -> DiPro:
     """The network of a run, which every instruction fills with its weights: making one takes longer than that."""
-    return DiPro(config)
+    return blank_model(lambda: DiPro(config))
 
 
 @lru_cache(maxsize=1)

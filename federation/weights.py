@@ -6,12 +6,17 @@ dict's order; counters (`num_batches_tracked`) stay where they are.
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from federation.memory import tensor_memory
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class WeightsError(ValueError):
@@ -27,6 +32,35 @@ def flatten_weights(model: nn.Module) -> np.ndarray:
         flat[start : start + tensor.numel()].view(tensor.shape).copy_(tensor.detach())
         start += tensor.numel()
     return flat.numpy()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves memory as it is where torch would draw or set the first values of a network."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        # Getters of tensors' attributes have no module.
+        if getattr(func, "__module__", None) == nn.init.__name__ or func in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
+
+
+def blank_model(make: Callable[[], Model]) -> Model:
+    """The model that `make` makes, to be filled by `unflatten_weights` before anything else: its values mean nothing.
+
+    Drawing the 31 million weights of a network takes longer than filling it.
+    """
+    with _Uninitialised():
+        return make()
 
 
 def check_weights(model: nn.Module, flat: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from dipro_model import DiPro, load_torchvision_weights
 from federation.code_digest import code_digest
 from federation.initial import initial_model
 from federation.seeds import derive_seed
-from federation.weights import WeightsError, flatten_weights, layout_digest, unflatten_weights
+from federation.weights import WeightsError, blank_model, flatten_weights, layout_digest, unflatten_weights
 from tests.small_run import small_settings
 
 
@@ -32,6 +32,25 @@ def test_flat_weights_hold_every_floating_tensor_and_come_back(model: DiPro) -> 
     for name, tensor in other.state_dict().items():
         if tensor.is_floating_point():
             assert torch.equal(tensor, floating[name])
+
+
+def test_a_blank_model_is_the_same_once_it_is_filled(model: DiPro) -> None:
+    blank = blank_model(lambda: DiPro(model.config))
+    with torch.no_grad():
+        for tensor in blank.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+    unflatten_weights(blank, flatten_weights(model))
+    expected = model.state_dict()
+    assert list(blank.state_dict()) == list(expected)
+    for name, tensor in blank.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert layout_digest(blank) == layout_digest(model)
+    torch.manual_seed(3)
+    later = DiPro(model.config)  # networks made afterwards are initialised as ever
+    torch.manual_seed(3)
+    for ours, theirs in zip(later.parameters(), DiPro(model.config).parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_channels_last_changes_nothing(model: DiPro) -> None:

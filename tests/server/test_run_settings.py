@@ -1,6 +1,7 @@
 """What the settings of a federated run change: local work, codecs, the project's own strategies, personal models."""
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import client.app
 from client.app import app
 from client.corrections import with_own
 from client.local_work import LocalWork
@@ -16,7 +18,7 @@ from client.predictions import read_predictions
 from client.records import SiteRecords, SiteSpec
 from client.site import score_splits, to_predictions
 from client.statistics import site_statistics
-from dipro_model import ClassWeights
+from dipro_model import ClassWeights, DiPro
 from dipro_model.vocabulary import Task
 from federation.agreement import agree
 from federation.audit import verify
@@ -279,6 +281,32 @@ def test_fine_tuning_changes_the_last_scores_alone(tmp_path: Path, cohorts: list
                 for run in ("common", "tuned")
             )
             assert bool(np.abs(own - common).max() > 1e-5) is differs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("personal.method=fedbn", "model.crop_pixels=32"), ("personal.method=ditto",), ("communication.codec=int8",)],
+)
+def test_a_site_reads_nothing_of_a_network_before_it_is_filled(
+    tmp_path: Path, cohorts: list[Path], monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    def undefined(make: Callable[[], DiPro]) -> DiPro:
+        blank = make()
+        with torch.no_grad():
+            for tensor in blank.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
+        return blank
+
+    _run(tmp_path / "run", cohorts, *overrides)
+    monkeypatch.setattr("client.app.blank_model", undefined)
+    client.app._network.cache_clear()
+    client.app._layout.cache_clear()
+    _run(tmp_path / "undefined", cohorts, *overrides)
+    client.app._network.cache_clear()
+    np.testing.assert_array_equal(_last(tmp_path / "undefined"), _last(tmp_path / "run"))
+    for step, other in zip(read_history(tmp_path / "undefined"), read_history(tmp_path / "run"), strict=True):
+        assert (step.loss, step.metrics) == (other.loss, other.metrics)
 
 
 def test_recalibration_widens_variances_by_what_the_sites_differ_in(tmp_path: Path, cohorts: list[Path]) -> None:
