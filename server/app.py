@@ -15,6 +15,7 @@ from federation.code_digest import code_digest
 from federation.differences import differences
 from federation.initial import initial_model
 from federation.later import Later
+from federation.memory import keep_freed_memory
 from federation.messages import EvaluateReply
 from federation.pooled import PooledMetric, combine, pooled_metrics
 from federation.prompt_pulls import pull_promptly
@@ -36,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     if not files.folder:
         raise SettingsError("the run config lacks files.folder; name a folder for the run: -c 'files.folder=\"RUN\"'")
     pull_promptly()
+    keep_freed_memory()
     with hold(Path(files.freight)) if files.freight else nullcontext() as freight:
         coordinate(grid, settings, Path(files.folder), freight=freight)
 
