@@ -13,6 +13,7 @@ from dipro_fed.demo import demo
 from dipro_fed.doctor import doctor
 from dipro_fed.evaluate import evaluate
 from dipro_fed.inspect import inspect
+from dipro_fed.monitor import record
 from dipro_fed.partition import partition
 from dipro_fed.pictures import pictures
 from dipro_fed.predict import predict
@@ -55,6 +56,7 @@ app.command()(compare)
 app.command()(pictures)
 app.command()(stay)
 app.command()(inspect)
+app.command()(record)
 app.command()(settings)
 app.command()(demo)
 app.command()(provision)

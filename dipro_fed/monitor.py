@@ -1,0 +1,56 @@
+"""`dipro-fed record`: runs as they are, in a database."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folders = Annotated[
+    list[Path],
+    typer.Argument(metavar="FOLDER...", help="Folders of runs, or folders that hold some; new ones are found."),
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        envvar="DIPRO_FED_DATABASE",
+        help="sqlite:///FILE or postgresql://USER@HOST/NAME; else a SQLite file in the user's state folder.",
+        show_envvar=True,
+    ),
+]
+
+
+def record(
+    folders: Folders,
+    database: DatabaseUrl = None,
+    once: Annotated[bool, typer.Option("--once", help="Deliver what is there and end.")] = False,
+) -> None:
+    """Deliver the events and measurements of runs into a database, now and as they come."""
+    import threading
+
+    from monitor.database import default_url, open_database
+    from monitor.recorder import Recorder
+    from monitor.recorder import record as keep_recording
+
+    require_folders(folders)
+    opened = open_database(database or default_url())
+    recorder = Recorder(opened, folders, tell)
+    if once:
+        typer.echo(f"{opened.name}: {recorder.deliver():,} lines delivered")
+        return
+    typer.echo(f"Recording into {opened.name}; Ctrl-C ends it")
+    try:
+        keep_recording(recorder, threading.Event(), tell)
+    except KeyboardInterrupt:
+        typer.echo("Ended; the next one goes on from here")
+
+
+def require_folders(folders: list[Path]) -> None:
+    """Raises ValueError for a path that is no folder."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: expected a run's folder or one that holds some, found none")
+
+
+def tell(words: str) -> None:
+    typer.echo(words, err=True)

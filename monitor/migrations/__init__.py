@@ -1,0 +1,1 @@
+"""How the database came to its present tables; Alembic runs what a database lacks."""

@@ -1,0 +1,222 @@
+"""Delivers what the runs' folders say into the database: each line once, whatever happens between.
+
+How far a file was delivered is kept in the database, in the transaction that delivers: what was undone is delivered
+again, what was kept never is. The folders are only read, so training waits for nothing.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from federation.run_folder import RunRecord
+from monitor.database import Database, DatabaseAwayError, prepare
+from monitor.rows import Row, event_row, measurement_rows, plain, run_row
+from monitor.run_files import ChangedError, Position, RunFolder, find_runs, new_lines
+from monitor.tables import events, measurements, positions, runs
+
+POLL_SECONDS = 0.5
+_FIND_EVERY = 10
+"""Polls from one search for new folders to the next."""
+_LONGEST_BACK_OFF = 30.0
+_AT_ONCE = 1 << 20
+"""Bytes of a file that are delivered in one transaction."""
+_BOUNDS = ("run began", "run goes on", "run ended")
+"""Events that say whether a run is at work."""
+
+
+class Recorder:
+    """Brings a database up to what some folders say, as often as it is asked."""
+
+    def __init__(self, database: Database, folders: Sequence[Path], tell: Callable[[str], None]) -> None:
+        """`folders` are runs, or hold runs; `tell` gets each complaint once."""
+        self._database, self._folders, self._tell = database, folders, tell
+        self._is_prepared, self._polls = False, 0
+        self._found: list[RunFolder] = []
+        self._delivered: dict[str, object] = {}
+        """By run, how its files looked when all of them was delivered."""
+        self._told: set[str] = set()
+
+    def deliver(self) -> int:
+        """Deliver everything new; how many lines that were.
+
+        Raises DatabaseAwayError where the database cannot be used now: what it has is then whole, and the next call
+        goes on behind it. Raises DatabaseError for a database that is of no use.
+        """
+        if self._polls % _FIND_EVERY == 0 or not self._found:
+            self._found = find_runs(self._folders)
+        self._polls += 1
+        try:
+            if not self._is_prepared:
+                prepare(self._database)
+                self._is_prepared = True
+            return sum(self._deliver(run) for run in self._found)
+        except DatabaseAwayError:
+            # It may come back without its last minutes, or empty.
+            self._is_prepared, self._delivered = False, {}
+            raise
+
+    def _deliver(self, run: RunFolder) -> int:
+        look = run.look()
+        if self._delivered.get(run.uid) == look:
+            return 0
+        record, problem = run.record()
+        if problem:
+            self._once(problem)
+        num_lines = 0
+        try:
+            while num_new := self._deliver_some(run, record):
+                num_lines += num_new
+        except OSError as error:  # a folder that is being moved or removed
+            self._once(f"{run.path}: cannot be read ({error.strerror or error})")
+            return num_lines
+        self._delivered[run.uid] = look
+        return num_lines
+
+    def _deliver_some(self, run: RunFolder, record: RunRecord | None) -> int:
+        """One transaction: the next lines of both files, and the run as it then is; how many lines that were."""
+        with self._database.writing() as connection:
+            run_id = _run_id(connection, run, record)
+            num_lines = self._events(connection, run_id, run) + self._measurements(connection, run_id, run)
+            row = {"folder": plain(str(run.path)), **(run_row(record) if record else {})}
+            connection.execute(
+                update(runs).where(runs.c.run_id == run_id).values(**row, **_state(connection, run_id, run, record))
+            )
+        return num_lines
+
+    def _events(self, connection: Connection, run_id: int, run: RunFolder) -> int:
+        if not run.audit.is_file():
+            return 0
+        position = _position(connection, run_id, "audit")
+        try:
+            lines, end = new_lines(run.audit, position, _AT_ONCE)
+        except ChangedError as error:
+            self._once(f"{error}; nothing more of it is recorded. `dipro-fed audit verify` says what is changed")
+            return 0
+        found = [event_row(line, number) for number, line in enumerate(lines, start=position.lines + 1)]
+        if found:
+            connection.execute(insert(events), [{"run_id": run_id, **row} for row in found])
+            _keep_position(connection, run_id, "audit", end)
+        return len(lines)
+
+    def _measurements(self, connection: Connection, run_id: int, run: RunFolder) -> int:
+        if not run.history.is_file():
+            return 0
+        position = _position(connection, run_id, "history")
+        try:
+            lines, end = new_lines(run.history, position, _AT_ONCE)
+        except ChangedError:  # a run that goes on takes back steps that it will make again
+            connection.execute(delete(measurements).where(measurements.c.run_id == run_id))
+            lines, end = new_lines(run.history, Position(), _AT_ONCE)
+            position = Position()
+            _keep_position(connection, run_id, "history", end)
+        found: list[Row] = []
+        for number, line in enumerate(lines, start=position.lines + 1):
+            try:
+                found += [{"run_id": run_id, **row} for row in measurement_rows(line)]
+            except ValueError as error:
+                self._once(f"{run.history}, line {number}: left out ({error})")
+        if lines:
+            _keep_measurements(connection, found)
+            _keep_position(connection, run_id, "history", end)
+        return len(lines)
+
+    def _once(self, words: str) -> None:
+        if words not in self._told:
+            self._told.add(words)
+            self._tell(words)
+
+
+def record(
+    recorder: Recorder, stop: threading.Event, tell: Callable[[str], None], poll_seconds: float = POLL_SECONDS
+) -> None:
+    """Deliver until told to stop; while the database is away, try again, at last every half minute.
+
+    It is told once that the database is away and why, and once that it is back.
+    """
+    wait, is_away = poll_seconds, False
+    while not stop.wait(wait if is_away else poll_seconds):
+        try:
+            num_lines = recorder.deliver()
+        except DatabaseAwayError as error:
+            wait = min(_LONGEST_BACK_OFF, 2 * wait)
+            if not is_away:
+                tell(f"{error}. The runs go on; what happens is delivered when the database is back")
+            is_away = True
+        else:
+            if is_away:
+                tell(f"The database is back; {num_lines:,} lines were delivered")
+            wait, is_away = poll_seconds, False
+
+
+def _run_id(connection: Connection, run: RunFolder, record: RunRecord | None) -> int:
+    """The run's number in the database, its row locked against other recorders; new where it has none."""
+    asked = select(runs.c.run_id).where(runs.c.uid == run.uid).with_for_update()
+    found = connection.execute(asked).scalar_one_or_none()
+    if found is not None:
+        return found
+    row = {
+        "uid": run.uid,
+        "folder": plain(str(run.path)),
+        "name": plain(run.path.name),
+        "kind": "federated" if record is None else record.kind,
+        "status": "joining",
+        "started": run.changed() if record is None else run.began(record.seconds),
+        **dict.fromkeys(("settings", "facts"), {}),
+        "sites": [],
+    }
+    connection.execute(insert(runs).values(**row))
+    return connection.execute(asked).scalar_one()
+
+
+def _state(connection: Connection, run_id: int, run: RunFolder, record: RunRecord | None) -> Row:
+    """Status, times and error, from the events, which are written first, and from run.json."""
+    said = None if record is None else record.status
+    error = None if record is None else record.more.get("error")
+    bounds = (
+        select(events.c.kind, events.c.time, events.c.facts)
+        .where(events.c.run_id == run_id, events.c.kind.in_(_BOUNDS))
+        .order_by(events.c.number)
+    )
+    found = connection.execute(bounds).all()
+    if not found:
+        ended = run.changed() if said in ("finished", "failed") else None
+        return {"status": said or "joining", "ended": ended, "error": plain(error)}
+    last, state = found[-1], {"started": found[0].time}
+    if record is None and isinstance(settings := found[0].facts.get("settings"), dict):
+        state |= {"settings": settings, "task": _text(settings.get("task"))}
+    if last.kind == "run ended":
+        reason = last.facts.get("reason", error)
+        return {**state, "status": str(last.facts.get("status")), "ended": last.time, "error": _text(reason)}
+    return {**state, "status": "running" if said == "running" else "joining", "ended": None, "error": None}
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else plain(str(value))
+
+
+def _position(connection: Connection, run_id: int, file: str) -> Position:
+    asked = select(positions).where(positions.c.run_id == run_id, positions.c.file == file)
+    found = connection.execute(asked).one_or_none()
+    return Position() if found is None else Position(bytes=found.bytes, lines=found.lines, tail=found.tail)
+
+
+def _keep_position(connection: Connection, run_id: int, file: str, position: Position) -> None:
+    row = {"bytes": position.bytes, "lines": position.lines, "tail": position.tail}
+    changed = connection.execute(
+        update(positions).where(positions.c.run_id == run_id, positions.c.file == file).values(**row)
+    )
+    if not changed.rowcount:
+        connection.execute(insert(positions).values(run_id=run_id, file=file, **row))
+
+
+def _keep_measurements(connection: Connection, rows: list[Row]) -> None:
+    """A number that is there already, of a step that was made again, gives way."""
+    if not rows:
+        return
+    put = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(measurements)
+    key = [column.name for column in measurements.primary_key.columns]
+    new = {"value": put.excluded.value, "reason": put.excluded.reason}
+    connection.execute(put.on_conflict_do_update(index_elements=key, set_=new), rows)
