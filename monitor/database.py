@@ -98,7 +98,7 @@ def open_database(url: str) -> Database:
             return Database(_postgresql(parsed))
     except (ModuleNotFoundError, NoSuchModuleError):
         raise DatabaseError(
-            "--database: PostgreSQL needs the package psycopg, which is not installed: pip install 'dipro-fed[postgres]'"
+            "--database: PostgreSQL needs psycopg, which is not installed: pip install 'dipro-fed[postgres]'"
         ) from None
     raise DatabaseError(f"--database: {_EXPECTED}, found {kind}")
 

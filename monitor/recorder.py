@@ -164,8 +164,9 @@ def _run_id(connection: Connection, run: RunFolder, record: RunRecord | None) ->
         "kind": "federated" if record is None else record.kind,
         "status": "joining",
         "started": run.changed() if record is None else run.began(record.seconds),
-        **dict.fromkeys(("settings", "facts"), {}),
         "sites": [],
+        "settings": {},
+        "facts": {},
     }
     connection.execute(insert(runs).values(**row))
     return connection.execute(asked).scalar_one()
