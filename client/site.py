@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -82,6 +83,7 @@ class Site:
             num_samples={split: len(self.samples(split)) for split in SPLITS},
             statistics=statistics,
             patients=hash_patients(patients, instruction.salt) if instruction.salt else (),
+            runs_on=runs_on(self.device),
         )
 
     def train(self, model: DiPro, instruction: Instruction) -> TrainReply:
@@ -256,3 +258,13 @@ def _one_split(samples: SampleSet, scores: Scores) -> Predictions:
         probabilities=scores.probabilities,
         attention=scores.attention,
     )
+
+
+def runs_on(device: torch.device) -> tuple[str, ...]:
+    """The versions that a site works with and the device that trains, in words."""
+    try:
+        own = version("dipro-fed")
+    except PackageNotFoundError:  # from a folder that nobody installed
+        own = "not installed"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return f"dipro-fed {own}", f"torch {torch.__version__}", name

@@ -13,7 +13,7 @@ from dipro_fed.demo import demo
 from dipro_fed.doctor import doctor
 from dipro_fed.evaluate import evaluate
 from dipro_fed.inspect import inspect
-from dipro_fed.monitor import record
+from dipro_fed.monitor import monitor, record
 from dipro_fed.partition import partition
 from dipro_fed.pictures import pictures
 from dipro_fed.predict import predict
@@ -57,6 +57,7 @@ app.command()(pictures)
 app.command()(stay)
 app.command()(inspect)
 app.command()(record)
+app.command()(monitor)
 app.command()(settings)
 app.command()(demo)
 app.command()(provision)

@@ -1,4 +1,4 @@
-"""`dipro-fed record`: runs as they are, in a database."""
+"""`dipro-fed record` and `dipro-fed monitor`: runs as they are, in a database and as a page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +43,30 @@ def record(
         keep_recording(recorder, threading.Event(), tell)
     except KeyboardInterrupt:
         typer.echo("Ended; the next one goes on from here")
+
+
+def monitor(
+    folders: Folders,
+    database: DatabaseUrl = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback with a password.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8765,
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="File whose first line the browser is asked for.")
+    ] = None,
+) -> None:
+    """Record runs and show them as a page, live: sites, rounds, metrics, refusals."""
+    from monitor.access import read_password, require_login
+    from monitor.database import default_url, open_database
+    from monitor.serve import serve
+
+    require_folders(folders)
+    password = None if password_file is None else read_password(password_file)
+    require_login(host, password)
+    opened = open_database(database or default_url())
+    typer.echo(f"http://{host}:{port} shows what is in {opened.name}; Ctrl-C ends it")
+    serve(opened, folders, tell, host=host, port=port, password=password)
 
 
 def require_folders(folders: list[Path]) -> None:

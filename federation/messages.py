@@ -133,9 +133,16 @@ class JoinReply:
     """Of its training part."""
     patients: tuple[str, ...] = ()
     """Salted hashes of its patients' identifiers, as `federation.duplicates` makes them."""
+    runs_on: tuple[str, ...] = ()
+    """Versions of what it runs on, and the device that trains, for people to read."""
 
     def record(self) -> RecordDict:
-        config = {"site": self.site, "statistics": self.statistics.to_json(), "patients": list(self.patients)}
+        config = {
+            "site": self.site,
+            "statistics": self.statistics.to_json(),
+            "patients": list(self.patients),
+            "runs-on": list(self.runs_on),
+        }
         return RecordDict({METRICS: MetricRecord(dict(self.num_samples)), CONFIG: ConfigRecord(config)})
 
     @classmethod
@@ -151,6 +158,7 @@ class JoinReply:
             num_samples=counts,
             statistics=statistics,
             patients=tuple(cast(list[str], config["patients"])),
+            runs_on=tuple(cast(list[str], config["runs-on"])),
         )
 
 

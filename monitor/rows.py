@@ -86,6 +86,7 @@ def _event(number: int, time: str, kind: str, facts: dict[str, Any]) -> Row:
         "kind": plain(kind),
         "site": plain(site) if isinstance(site, str) else None,
         "round": server_round,
+        "bytes": _whole(facts.get("bytes")),
         "facts": plain(facts),
     }
 

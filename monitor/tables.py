@@ -35,9 +35,13 @@ events = Table(
     Column("kind", Text, nullable=False),
     Column("site", Text),
     Column("round", BigInteger),
+    Column("bytes", BigInteger),
     Column("facts", JSON, nullable=False),  # all that the line says
 )
+# What the page asks of all events of a run is answered from these alone.
 Index("events_by_kind", events.c.run_id, events.c.kind, events.c.number)
+Index("events_by_site", *(events.c[name] for name in ("run_id", "site", "kind", "number", "time", "bytes")))
+Index("events_by_round", *(events.c[name] for name in ("run_id", "round", "kind", "bytes")))
 
 measurements = Table(
     "measurements",

@@ -99,6 +99,11 @@ class Replies:
             self._changes.discard(site)
         return reasons
 
+    @property
+    def norms(self) -> dict[str, dict[str, float]]:
+        """Lengths of the updates that were taken in, by site and group, outliers' too; empty without a norm guard."""
+        return {site: each for site, each in self._norms.items() if each}
+
     def aggregate(self) -> tuple[np.ndarray, np.ndarray]:
         """float32 [number], the next global model; float32 [number], the next `control`.
 

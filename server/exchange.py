@@ -103,7 +103,7 @@ class Exchange:
             record = content(site)
             size = num_bytes(record)
             self.traffic.to_sites += size
-            self._note("sent", **said, site=site, bytes=size)
+            self.note("sent", **said, site=site, bytes=size)
             record = record if self.freight is None else self.freight.send(record, site)
             self.before_asking()
             return record
@@ -130,10 +130,11 @@ class Exchange:
         for site, message in replies:
             if message.has_content():
                 self.traffic.from_sites += num_bytes(message.content)
-                self._note("received", **said, site=site, **described(message.content))
+                self.note("received", **said, site=site, **described(message.content))
             yield site, message
 
-    def _note(self, event: str, **facts: object) -> None:
+    def note(self, event: str, **facts: object) -> None:
+        """Tell the audit log, where there is one."""
         if self.audit is not None:
             self.audit.write(event, **facts)
 

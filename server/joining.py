@@ -69,7 +69,10 @@ def join_sites(
         raise MessageError(f"expected sites of different names, found {names}; give each site a name of its own")
     if audit is not None:
         for node, reply in joined:
-            audit.write("joined", site=reply.site, node=node, num_samples=dict(reply.num_samples))
+            # Without a comparison of patients the server does not know how many there are.
+            patients = {"patients": len(reply.patients)} if reply.patients else {}
+            said = {"num_samples": dict(reply.num_samples), **patients, "runs_on": list(reply.runs_on)}
+            audit.write("joined", site=reply.site, node=node, **said)
     if settings.federation.check_duplicates:
         require_no_duplicates({join.site: join.patients for _, join in joined})
     exchange.freight = freight

@@ -134,6 +134,7 @@ class Rounds:
                 if unscored and self._is_last(on_round, unscored, _scores(trained)):
                     return unscored.number  # the work of the sites since then is not used
                 weights, self._control = replies.aggregate()
+                self._federation.exchange.note("aggregated", round=number, sites=len(trained), norms=replies.norms)
             self._publish(weights)
             finished = Round(
                 number=number, trained=trained, evaluated=[], refused=refusals.reasons, state=self._state(number)
@@ -185,6 +186,9 @@ class Rounds:
             number, EVALUATE, federation.nodes, EvaluateReply, refusals, enough, splits=splits, final=final
         )
         evaluated = [reply for reply, _ in replies]
+        for site, reason in sorted(refusals.reasons.items()):
+            said = reason.removeprefix(": ").strip()
+            self._federation.exchange.note("not scored", round=number, site=site, reason=said)
         refusals.require(enough, len(evaluated))
         return evaluated
 

@@ -69,6 +69,7 @@ def test_a_join_survives_the_way(site: str, counts: tuple[int, int, int]) -> Non
         num_samples=dict(zip(SPLITS, counts, strict=True)),
         statistics=disclosing(site, raw_values(1)),
         patients=hash_patients(counts, b"s" * SALT_BYTES),
+        runs_on=("torch 2.13.0", site),
     )
     assert JoinReply.parse(Message(reply.record(), reply_to=_sent())) == reply
 

@@ -38,7 +38,7 @@ def test_an_older_database_is_migrated_and_loses_nothing(tmp_path: Path, monkeyp
             "INSERT INTO runs (uid, folder, name, kind, status, started, sites, settings, facts) "
             "VALUES ('u', 'f', 'n', 'federated', 'running', 't', '[]', '{}', '{}')"
         )
-        old.execute("INSERT INTO events VALUES (1, 1, 't', 'run began', NULL, NULL, '{}')")
+        old.execute("INSERT INTO events VALUES (1, 1, 't', 'run began', NULL, NULL, NULL, '{}')")
     prepare(found)
     with sqlite3.connect(tmp_path / "monitor.sqlite") as new:
         assert "events_by_kind" in {name for (name,) in new.execute("SELECT name FROM sqlite_master")}

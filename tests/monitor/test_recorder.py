@@ -16,33 +16,15 @@ from monitor.database import Database, DatabaseAwayError, open_database, prepare
 from monitor.recorder import Recorder, record
 from monitor.rows import UNREADABLE
 from monitor.tables import events, measurements, runs
-from tests.make_cohort import write_two_cohorts
 from tests.postgres import Postgres, postgres
-from tests.small_run import federate, small_settings
 
 HOSTILE = "<script>alert(1)</script>'; DROP TABLE runs;-- \x00 \ud800 é"
-
-
-@pytest.fixture(scope="module")
-def real_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds of two sites."""
-    folder = tmp_path_factory.mktemp("real")
-    settings = small_settings("federation.rounds=2", "federation.num_sites=2")
-    federate(folder / "run", write_two_cohorts(folder / "cohorts"), settings)
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
     with postgres() as found:
         yield found
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    found = open_database(f"sqlite:///{tmp_path / 'monitor.sqlite'}")
-    yield found
-    found.close()
 
 
 def _recorder(database: Database, *folders: Path, tell: Callable[[str], None] = lambda words: None) -> Recorder:

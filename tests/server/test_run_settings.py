@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
 
 import client.app
 from client.app import app
@@ -25,7 +26,7 @@ from federation.audit import verify
 from federation.checkpoint import load_checkpoint, read_checkpoint
 from federation.codecs import Payload, codec_of
 from federation.initial import initial_model
-from federation.messages import MessageError
+from federation.messages import EVALUATE, MessageError
 from federation.run_folder import read_history, read_run
 from federation.selection import model_entries
 from federation.settings import RunFiles, RunSettings, SettingsError, to_run_config
@@ -68,6 +69,12 @@ def test_audit_logs_say_what_went_and_what_left(tmp_path: Path, cohorts: list[Pa
     verify(site)
     said = [json.loads(line) for line in server.read_text().splitlines()]
     assert [each["site"] for each in said if each["event"] == "joined"] == ["north", "south"]
+    assert all(each["num_samples"]["train"] and each["runs_on"] for each in said if each["event"] == "joined")
+    aggregated = [each for each in said if each["event"] == "aggregated"]
+    assert [(each["round"], each["sites"], sorted(each["norms"])) for each in aggregated] == [
+        (number, 2, ["north", "south"]) for number in (1, 2)
+    ]
+    assert all(norm > 0 for each in aggregated for norms in each["norms"].values() for norm in norms.values())
     assert (said[0]["event"], said[-1]["event"], said[-1]["status"]) == ("run began", "run ended", "finished")
     left = [json.loads(line) for line in site.read_text().splitlines()]
     assert [(each["asked"], each["round"]) for each in left] == [
@@ -384,3 +391,16 @@ def test_weights_are_tensors_of_the_checkpoint(tmp_path: Path, cohorts: list[Pat
     momentum = progress.training["server"]["strategy/momentum"]
     assert isinstance(momentum, torch.Tensor)
     assert float(momentum.abs().max()) > 0
+
+
+def test_the_audit_log_says_who_did_not_score(tmp_path: Path, cohorts: list[Path]) -> None:
+    def lost_once(reply: Message) -> Message | None:
+        is_south = reply.content.config_records["config"]["site"] == "south"
+        counts = any(name.startswith("counts/") for name in reply.content)  # not of the last, which needs all sites
+        return None if is_south and counts and reply.metadata.message_type == EVALUATE else reply
+
+    settings = small_settings("federation.rounds=1", "federation.quorum=1", "federation.round_seconds=8")
+    federate(tmp_path / "run", cohorts, settings, tamper=lost_once)
+    said = [json.loads(line) for line in (tmp_path / "run" / "audit.jsonl").read_text().splitlines()]
+    found = [(each["round"], each["site"], each["reason"]) for each in said if each["event"] == "not scored"]
+    assert found == [(1, "south", "did not answer in time")]

@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("site", sa.Text),
         sa.Column("round", sa.BigInteger),
+        sa.Column("bytes", sa.BigInteger),
         sa.Column("facts", sa.JSON, nullable=False),
     )
     op.create_table(

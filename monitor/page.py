@@ -1,0 +1,270 @@
+"""The page: what the database has, as HTML, JSON and CSV; it writes nothing and needs nothing from elsewhere."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+from fastapi import FastAPI, HTTPException
+from sqlalchemy import Connection, select
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from monitor import views
+from monitor.access import guard
+from monitor.database import Database, DatabaseAwayError
+from monitor.tables import events, measurements
+
+_FOLDER = Path(__file__).parent
+_KEPT = {"Cache-Control": "private, max-age=86400"}
+_EXPORTS = {"events": events, "measurements": measurements}
+
+
+def make_page(database: Database, password: str | None = None) -> FastAPI:
+    """The application; without a password it answers to names of this machine alone."""
+    app = FastAPI(title="dipro-fed monitor", docs_url=None, redoc_url=None, openapi_url=None)
+    app.middleware("http")(guard(password))
+    app.add_middleware(GZipMiddleware, minimum_size=2000)
+    templates, plotly_js = _templates(), plotly.offline.get_plotlyjs()
+
+    def render(name: str, status: int = 200, **facts: Any) -> HTMLResponse:
+        return HTMLResponse(templates.get_template(name).render(now=datetime.now(UTC), **facts), status)
+
+    @app.exception_handler(DatabaseAwayError)
+    def away(request: Request, error: DatabaseAwayError) -> Response:
+        return render("away.html", 503, error=str(error))
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name == "plotly.js":
+            return Response(plotly_js, media_type="text/javascript", headers=_KEPT)
+        kinds = {"monitor.js": "text/javascript", "monitor.css": "text/css"}
+        if name not in kinds:
+            raise HTTPException(404)
+        return Response((_FOLDER / "static" / name).read_text(encoding="utf-8"), media_type=kinds[name])
+
+    @app.get("/")
+    def index() -> Response:
+        with database.reading() as connection:
+            return render("runs.html", runs=views.all_runs(connection))
+
+    @app.get("/runs/{run_id}")
+    def run(run_id: int, request: Request, metric: str = "", split: str = "") -> Response:
+        with database.reading() as connection:
+            found = _found(connection, run_id)
+            known = views.metrics(connection, run_id)
+            chosen = _chosen(known, found, metric, split)
+            wanted = [int(text) for text in request.query_params.getlist("beside") if text.isdecimal()][:20]
+            others = [
+                each
+                for each in views.all_runs(connection)
+                if each["task"] == found["task"] and each["run_id"] != run_id and each["best_step"] is not None
+            ]
+            beside = [views.reference(connection, each, *chosen) for each in wanted]
+            facts = {
+                "metric": chosen[0],
+                "split": chosen[1],
+                "unit": found["step_unit"] or "round",
+                "beside": [{"name": each[0], "value": each[1]} for each in beside if each],
+            }
+            return render(
+                "run.html",
+                run=found,
+                **_board(connection, found),
+                metrics=known,
+                chosen=chosen,
+                others=others,
+                wanted=wanted,
+                beside=[each for each in beside if each],
+                matrix=views.matrix(found, chosen[0]),
+                facts=json.dumps(facts),
+            )
+
+    @app.get("/runs/{run_id}/board")
+    def board(run_id: int, version: str = "") -> Response:
+        """The part of the page that changes, where it is not that version any more."""
+        with database.reading() as connection:
+            found = _found(connection, run_id)
+            if views.version(connection, run_id) == version:
+                return Response(status_code=204)
+            return render("board.html", run=found, **_board(connection, found))
+
+    @app.get("/runs/{run_id}/series")
+    def series(run_id: int, metric: str, split: str, after: int = -1) -> Response:
+        with database.reading() as connection:
+            _found(connection, run_id)
+            return JSONResponse(
+                {
+                    "metric": views.series(connection, run_id, metric, split, after),
+                    "norms": views.norms(connection, run_id, after),
+                    "traffic": views.traffic(connection, run_id, after),
+                    "timeline": [asdict(bar) for bar in views.timeline(connection, run_id)],
+                }
+            )
+
+    @app.get("/runs/{run_id}/board.csv")
+    def board_csv(run_id: int) -> Response:
+        with database.reading() as connection:
+            seats = [asdict(seat) for seat in views.board(connection, _found(connection, run_id))]
+        names = list(asdict(views.Seat(site="")))
+        return _csv(f"run-{run_id}-sites", names, [[seat[name] for name in names] for seat in seats])
+
+    @app.get("/runs/{run_id}/series.csv")
+    def series_csv(run_id: int, metric: str, split: str) -> Response:
+        with database.reading() as connection:
+            _found(connection, run_id)
+            found = views.series(connection, run_id, metric, split)
+        rows = [
+            (step, site, value)
+            for site, line in found.items()
+            for step, value in zip(line["step"], line["value"], strict=True)
+        ]
+        return _csv(f"run-{run_id}-series", ["step", "site", metric], rows)
+
+    @app.get("/runs/{run_id}/timeline.csv")
+    def timeline_csv(run_id: int) -> Response:
+        with database.reading() as connection:
+            _found(connection, run_id)
+            bars = [asdict(bar) for bar in views.timeline(connection, run_id)]
+        names = ["site", "what", "round", "sent", "received", "seconds", "end"]
+        return _csv(f"run-{run_id}-timeline", names, [[bar[name] for name in names] for bar in bars])
+
+    @app.get("/runs/{run_id}/{what}.{form}")
+    def export(run_id: int, what: str, form: str) -> Response:
+        """All events or measurements of a run, row by row."""
+        if what not in _EXPORTS or form not in ("csv", "json"):
+            raise HTTPException(404)
+        with database.reading() as connection:
+            _found(connection, run_id)
+        return _exported(database, run_id, what, form)
+
+    return app
+
+
+def _found(connection: Connection, run_id: int) -> dict[str, Any]:
+    found = views.one_run(connection, run_id)
+    if found is None:
+        raise HTTPException(404, "no such run")
+    return found
+
+
+def _board(connection: Connection, run: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "version": views.version(connection, run["run_id"]),
+        "seats": views.board(connection, run),
+        "happenings": views.happenings(connection, run["run_id"]),
+    }
+
+
+def _chosen(known: Sequence[tuple[str, str]], run: dict[str, Any], metric: str, split: str) -> tuple[str, str]:
+    """The metric and split that were asked for, or what chooses the run's best step, or the loss."""
+    wanted = [(metric, split), (run["monitor"], "val"), ("loss", "val"), ("loss", "train")]
+    return next((each for each in wanted if each in known), known[0] if known else ("loss", "train"))
+
+
+def _exported(database: Database, run_id: int, what: str, form: str) -> Response:
+    table = _EXPORTS[what]
+    names = [column.name for column in table.columns if column.name != "run_id"]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with database.reading() as connection:
+            asked = select(*(table.c[name] for name in names)).where(table.c.run_id == run_id)
+            for row in connection.execute(asked.order_by(*table.primary_key.columns)):
+                yield dict(row._mapping)
+
+    def as_json() -> Iterator[str]:
+        start = "["
+        for row in rows():
+            yield f"{start}\n{json.dumps(row)}"
+            start = ","
+        yield "\n]\n" if start == "," else "[]\n"
+
+    def as_csv() -> Iterator[str]:
+        yield _line(names)
+        for row in rows():
+            yield _line([json.dumps(value) if isinstance(value, dict) else value for value in row.values()])
+
+    content, kind = (as_csv(), "text/csv") if form == "csv" else (as_json(), "application/json")
+    return StreamingResponse(content, media_type=kind, headers=_attached(f"run-{run_id}-{what}.{form}"))
+
+
+def _csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
+    text = "".join([_line(header), *(_line(row) for row in rows)])
+    return Response(text, media_type="text/csv", headers=_attached(f"{name}.csv"))
+
+
+def _line(values: Sequence[object]) -> str:
+    written = io.StringIO()
+    csv.writer(written).writerow([_cell(value) for value in values])
+    return written.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    if isinstance(value, dict | list | tuple):
+        value = json.dumps(value)
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "size": _size,
+        "moment": _moment,
+        "duration": _duration,
+        "text": _as_text,
+        "digits": _digits,
+    }
+    return environment
+
+
+def _size(num_bytes: int | None) -> str:
+    size = float(num_bytes or 0)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"
+
+
+def _moment(time: str | None) -> str:
+    """To the second, in UTC; a time of another form as it is."""
+    try:
+        return datetime.fromisoformat(str(time)).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return str(time or "")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _digits(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
+
+
+def _as_text(facts: Any) -> str:
+    """What an event says, on one line."""
+    known = facts.get("reason") if isinstance(facts, dict) else None
+    return str(known) if known else json.dumps(facts, ensure_ascii=False)

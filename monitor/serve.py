@@ -1,0 +1,37 @@
+"""Recorder and page in one process, until it is interrupted."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from monitor.access import require_login
+from monitor.database import Database
+from monitor.page import make_page
+from monitor.recorder import Recorder, record
+
+
+def serve(
+    database: Database,
+    folders: Sequence[Path],
+    tell: Callable[[str], None],
+    *,
+    host: str,
+    port: int,
+    password: str | None,
+) -> None:
+    """Record the runs of these folders and show all runs of the database at http://HOST:PORT.
+
+    Raises AccessError for an address that others reach where there is no password.
+    """
+    require_login(host, password)
+    stop = threading.Event()
+    recorder = threading.Thread(target=record, args=(Recorder(database, folders, tell), stop, tell), daemon=True)
+    recorder.start()
+    try:
+        uvicorn.run(make_page(database, password), host=host, port=port, log_level="warning", access_log=False)
+    finally:
+        stop.set()
+        recorder.join(10)
+        database.close()

@@ -1,0 +1,110 @@
+"use strict";
+// Draws what the server says and asks it each second whether there is more; one question at a time.
+const place = document.getElementById("facts");
+const facts = JSON.parse(place.dataset.facts);
+const base = `/runs/${place.dataset.run}`;
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const known = { metric: {}, norms: {}, traffic: {}, timeline: [] };
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function layout(more) {
+  const axis = { gridcolor: color("--line"), linecolor: color("--line"), zeroline: false, automargin: true };
+  return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("--ink"), size: 13 },
+    margin: { l: 50, r: 12, t: 10, b: 40 }, hovermode: "closest", legend: { orientation: "h", y: -0.25 },
+    ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
+}
+
+function show(name, traces, more) {
+  const element = document.getElementById(`plot-${name}`);
+  if (!element) return;
+  const image = { format: "svg", filename: `run-${place.dataset.run}-${name}` };
+  Plotly.react(element, traces, layout(more), { responsive: true, displaylogo: false, toImageButtonOptions: image });
+}
+
+// Plotly reads some HTML in names and labels.
+const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+function lines(found) {
+  return Object.entries(found).map(([site, line], number) => {
+    const together = site === "pooled";
+    return { type: "scatter", mode: line.step.length > 1 ? "lines" : "markers", name: plain(together ? "all sites" : site),
+      x: line.step, y: line.value, opacity: together ? 1 : 0.8,
+      line: { width: together ? 3.5 : 1.5, color: together ? color("--ink") : color(`--c${number % 8}`) },
+      marker: { color: together ? color("--ink") : color(`--c${number % 8}`) } };
+  });
+}
+
+function bars(found) {
+  const kinds = { answered: "--bar", working: "--accent", refused: "--c1", "not scored": "--c1" };
+  const whole = { type: "bar", orientation: "h", name: "asked", y: [], x: [], base: [], marker: { color: [] }, hovertext: [], hoverinfo: "text", showlegend: false };
+  const work = { ...whole, name: "work", y: [], x: [], base: [], hovertext: [], marker: { color: [] } };
+  const now = Date.now();
+  for (const bar of found) {
+    const start = Date.parse(bar.sent), end = bar.received ? Date.parse(bar.received) : bar.end === "working" && document.querySelector('[data-status="running"]') ? now : start + 500;
+    const put = (trace, from, to, kind) => {
+      trace.y.push(plain(bar.site)); trace.base.push(new Date(from).toISOString()); trace.x.push(Math.max(to - from, 1)); trace.marker.color.push(color(kind));
+      trace.hovertext.push(plain(`${bar.site}, round ${bar.round}, ${bar.what}: ${bar.end}${bar.seconds === null ? "" : `, ${bar.seconds.toFixed(2)} s of work`}`));
+    };
+    put(whole, start, end, kinds[bar.end] || "--bar");
+    if (bar.received && bar.seconds) put(work, Math.max(start, end - 1000 * bar.seconds), end, bar.what === "train" ? "--c0" : "--c2");
+  }
+  return [whole, work];
+}
+
+function draw() {
+  const drawn = lines(known.metric);
+  const steps = Object.values(known.metric).flatMap((line) => [line.step[0], line.step[line.step.length - 1]]);
+  facts.beside.forEach((each, number) => drawn.push({ type: "scatter", mode: "lines", name: plain(each.name),
+    x: [Math.min(...steps), Math.max(...steps)], y: [each.value, each.value], line: { dash: "dash", width: 2, color: color(`--c${(number + 4) % 8}`) } }));
+  show("metric", drawn, { xaxis: { title: { text: facts.unit } }, yaxis: { title: { text: plain(`${facts.metric}, ${facts.split}`) } } });
+  show("norms", lines(known.norms), { xaxis: { title: { text: "round" } }, yaxis: { rangemode: "tozero" } });
+  show("traffic", lines(known.traffic), { xaxis: { title: { text: "round" } }, yaxis: { title: { text: "bytes" }, rangemode: "tozero" } });
+  const sites = [...new Set(known.timeline.map((bar) => plain(bar.site)))].sort().reverse();
+  const element = document.getElementById("plot-timeline");
+  if (element) element.style.height = `${Math.max(220, 90 + 22 * sites.length)}px`;
+  show("timeline", bars(known.timeline), { barmode: "overlay", xaxis: { type: "date" }, yaxis: { type: "category", categoryorder: "array", categoryarray: sites } });
+}
+
+function last(found) {
+  return Math.max(-1, ...Object.values(found).map((line) => line.step[line.step.length - 1]));
+}
+
+function add(to, found) {
+  for (const [site, line] of Object.entries(found)) {
+    const mine = (to[site] = to[site] || { step: [], value: [] });
+    const from = line.step[0];
+    let keep = mine.step.length;
+    while (keep && mine.step[keep - 1] >= from) keep -= 1;
+    mine.step = mine.step.slice(0, keep).concat(line.step);
+    mine.value = mine.value.slice(0, keep).concat(line.value);
+  }
+}
+
+async function more() {
+  // What was last may have been half there: it is asked for again.
+  const after = Math.min(last(known.metric), last(known.norms), last(known.traffic)) - 1;
+  const query = new URLSearchParams({ metric: facts.metric, split: facts.split, after: Math.max(after, -1) });
+  const found = await (await fetch(`${base}/series?${query}`)).json();
+  for (const name of ["metric", "norms", "traffic"]) add(known[name], found[name]);
+  known.timeline = found.timeline;
+  draw();
+}
+
+async function look() {
+  const says = document.getElementById("connection");
+  try {
+    const board = document.getElementById("board");
+    const answer = await fetch(`${base}/board?version=${encodeURIComponent(board.firstElementChild.dataset.version)}`);
+    if (answer.status === 200) {
+      board.innerHTML = await answer.text();
+      await more();
+    } else if (!answer.ok) throw new Error(answer.status);
+    says.textContent = "";
+  } catch {
+    says.textContent = "No answer from the monitor; the page shows what it had.";
+  }
+  setTimeout(look, 700);
+}
+
+dark.addEventListener("change", draw);
+more().then(() => setTimeout(look, 700), () => setTimeout(look, 700));

@@ -1,0 +1,309 @@
+"""What the page shows of a run, as the database has it: numbers and texts, without a look."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select, tuple_
+
+from federation.run_folder import POOLED
+from monitor.tables import events, measurements, positions, runs
+
+_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated")
+"""Events that are shown elsewhere, or not at all; any other, of a newer version too, is listed."""
+_MOST_SHOWN = 200
+SHOWN_ROUNDS = 8
+"""Rounds of the time line, the last ones."""
+
+
+@dataclass(kw_only=True)
+class Seat:
+    """A site on the board."""
+
+    site: str
+    state: str = ""
+    seen: str = ""
+    """When something of it came last."""
+    samples: dict[str, int] = field(default_factory=dict)
+    """By split."""
+    patients: int | None = None
+    runs_on: tuple[str, ...] = ()
+    to_site: int = 0
+    from_site: int = 0
+    """Bytes, so far."""
+    refused: int = 0
+    seconds: float | None = None
+    """Of its last local work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A question to a site and its answer, on the time line."""
+
+    site: str
+    what: str
+    """train or evaluate."""
+    round: int
+    sent: str
+    received: str | None
+    """None while the site works, and where no answer came."""
+    seconds: float | None
+    """How long the work took, as the site says."""
+    end: str
+    """answered, working, refused or not scored."""
+
+
+def all_runs(connection: Connection) -> list[dict[str, Any]]:
+    """The latest first, each with when it was heard of last and how far it is."""
+    last = (
+        select(events.c.time)
+        .where(events.c.run_id == runs.c.run_id)
+        .order_by(events.c.number.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    step = (
+        select(func.max(measurements.c.step))
+        .where(measurements.c.run_id == runs.c.run_id, measurements.c.metric == "loss", measurements.c.split == "train")
+        .scalar_subquery()
+    )
+    asked = select(runs, last.label("heard"), step.label("step")).order_by(runs.c.started.desc(), runs.c.run_id.desc())
+    return [dict(row._mapping) for row in connection.execute(asked)]
+
+
+def one_run(connection: Connection, run_id: int) -> dict[str, Any] | None:
+    found = connection.execute(select(runs).where(runs.c.run_id == run_id)).one_or_none()
+    return None if found is None else dict(found._mapping)
+
+
+def version(connection: Connection, run_id: int) -> str:
+    """Changes whenever the run has something new."""
+    asked = select(positions.c.file, positions.c.bytes).where(positions.c.run_id == run_id).order_by(positions.c.file)
+    said = [f"{file}{size}" for file, size in connection.execute(asked)]
+    status = connection.execute(select(runs.c.status).where(runs.c.run_id == run_id)).scalar_one()
+    return "-".join([*said, status])
+
+
+def board(connection: Connection, run: dict[str, Any]) -> list[Seat]:
+    """What each site does and is, in the order of their names."""
+    seats, nodes = _joined(connection, run)
+    asked = (
+        select(
+            events.c.site,
+            events.c.kind,
+            func.count().label("times"),
+            func.sum(events.c.bytes).label("bytes"),
+            func.max(events.c.number).label("last"),
+            func.max(events.c.time).label("time"),
+        )
+        .where(events.c.run_id == run["run_id"], events.c.site.is_not(None))
+        .group_by(events.c.site, events.c.kind)
+    )
+    last: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in connection.execute(asked):
+        site = nodes.get(row.site, row.site)
+        seat = seats.setdefault(site, Seat(site=site))
+        last[site][row.kind] = max(row.last, last[site].get(row.kind, 0))
+        if row.kind == "sent":
+            seat.to_site += row.bytes or 0
+        elif row.kind == "received":
+            seat.from_site += row.bytes or 0
+        elif row.kind == "refused":
+            seat.refused += row.times
+        if row.kind in ("received", "joined"):
+            seat.seen = max(seat.seen, row.time)
+    for site, seconds in _last_seconds(connection, run["run_id"]).items():
+        if site in seats:
+            seats[site].seconds = seconds
+    for site, seat in seats.items():
+        seat.state = _state(last[site], run["status"])
+    return [seats[site] for site in sorted(seats)]
+
+
+def timeline(connection: Connection, run_id: int, num_rounds: int = SHOWN_ROUNDS) -> list[Bar]:
+    """Questions and answers of the last rounds, in the order in which they were asked."""
+    newest = connection.execute(select(func.max(events.c.round)).where(events.c.run_id == run_id)).scalar_one()
+    if newest is None:
+        return []
+    first = newest - num_rounds + 1
+    asked = (
+        select(events.c.kind, events.c.site, events.c.round, events.c.time, events.c.facts)
+        .where(events.c.run_id == run_id, events.c.round >= first)
+        .order_by(events.c.number)
+    )
+    sent: dict[tuple[Any, ...], Row] = {}
+    came: dict[tuple[Any, ...], str] = {}
+    ends: dict[tuple[Any, ...], str] = {}
+    for row in connection.execute(asked):
+        what = str(row.facts.get("exchange", "")).rpartition(", ")[2]
+        if row.kind == "sent":
+            sent[row.site, row.round, what] = row
+            came.pop((row.site, row.round, what), None)  # it was asked again
+        elif row.kind == "received":
+            came[row.site, row.round, what] = row.time
+        elif row.kind in ("refused", "not scored"):
+            ends[row.site, row.round, "train" if row.kind == "refused" else "evaluate"] = row.kind
+    seconds = _seconds(connection, run_id, first)
+    return [
+        Bar(
+            site=site,
+            what=what,
+            round=number,
+            sent=row.time,
+            received=came.get((site, number, what)),
+            seconds=seconds.get((site, number, {"train": "train", "evaluate": "val"}.get(what, ""))),
+            end=ends.get((site, number, what), "answered" if (site, number, what) in came else "working"),
+        )
+        for (site, number, what), row in sent.items()
+    ]
+
+
+def happenings(connection: Connection, run_id: int) -> list[dict[str, Any]]:
+    """Refusals, failures and whatever this version knows nothing of; the last ones, the latest first."""
+    asked = (
+        select(events)
+        .where(events.c.run_id == run_id, events.c.kind.not_in(_ORDINARY))
+        .order_by(events.c.number.desc())
+        .limit(_MOST_SHOWN)
+    )
+    return [dict(row._mapping) for row in connection.execute(asked)]
+
+
+def metrics(connection: Connection, run_id: int) -> list[tuple[str, str]]:
+    """Metric and split of all measurements; one look into the key for each, however many steps and sites there are."""
+    key = tuple_(measurements.c.metric, measurements.c.split)
+    found: list[tuple[str, str]] = []
+    while True:
+        asked = select(measurements.c.metric, measurements.c.split).where(measurements.c.run_id == run_id)
+        if found:
+            asked = asked.where(key > found[-1])
+        row = connection.execute(asked.order_by(measurements.c.metric, measurements.c.split).limit(1)).first()
+        if row is None:
+            return found
+        found.append((row.metric, row.split))
+
+
+def series(connection: Connection, run_id: int, metric: str, split: str, after: int = -1) -> dict[str, Any]:
+    """A metric by step after one, all sites together and each site: {site: {step: [...], value: [...]}}."""
+    asked = (
+        select(measurements.c.step, measurements.c.site, measurements.c.value)
+        .where(
+            measurements.c.run_id == run_id,
+            measurements.c.metric == metric,
+            measurements.c.split == split,
+            measurements.c.step > after,
+        )
+        .order_by(measurements.c.step)
+    )
+    found: dict[str, Any] = {}
+    for step, site, value in connection.execute(asked):
+        line = found.setdefault(site, {"step": [], "value": []})
+        line["step"].append(step)
+        line["value"].append(value)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != POOLED, item[0])))
+
+
+def norms(connection: Connection, run_id: int, after: int = -1) -> dict[str, Any]:
+    """Lengths of the updates by round after one, of each site: {site: {step: [...], value: [...]}}."""
+    asked = (
+        select(events.c.round, events.c.facts)
+        .where(events.c.run_id == run_id, events.c.kind == "aggregated", events.c.round > after)
+        .order_by(events.c.number)
+    )
+    by_site: dict[str, dict[int, float]] = defaultdict(dict)
+    for number, facts in connection.execute(asked):
+        said = facts.get("norms")
+        for site, groups in said.items() if isinstance(said, dict) else ():
+            lengths = [value for value in groups.values() if isinstance(value, int | float)]
+            if lengths:
+                by_site[site][number] = groups.get("parameters", lengths[0])
+    return {site: {"step": list(found), "value": list(found.values())} for site, found in sorted(by_site.items())}
+
+
+def traffic(connection: Connection, run_id: int, after: int = -1) -> dict[str, Any]:
+    """Bytes by round after one, to all sites and from them."""
+    asked = (
+        select(events.c.round, events.c.kind, func.sum(events.c.bytes))
+        .where(events.c.run_id == run_id, events.c.kind.in_(("sent", "received")), events.c.round > after)
+        .group_by(events.c.round, events.c.kind)
+        .order_by(events.c.round)
+    )
+    names = {"sent": "to the sites", "received": "from the sites"}
+    found: dict[str, Any] = {name: {"step": [], "value": []} for name in names.values()}
+    for number, kind, size in connection.execute(asked):
+        found[names[kind]]["step"].append(number)
+        found[names[kind]]["value"].append(int(size or 0))
+    return found
+
+
+def reference(connection: Connection, run_id: int, metric: str, split: str) -> tuple[str, float] | None:
+    """Name and value of another run's chosen model, on the patients of all its sites."""
+    run = one_run(connection, run_id)
+    if run is None or run["best_step"] is None:
+        return None
+    asked = select(measurements.c.value).where(
+        measurements.c.run_id == run_id,
+        measurements.c.metric == metric,
+        measurements.c.split == split,
+        measurements.c.step == run["best_step"],
+        measurements.c.site == POOLED,
+    )
+    value = connection.execute(asked).scalar_one_or_none()
+    return None if value is None else (run["name"], value)
+
+
+def matrix(run: dict[str, Any], metric: str) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """The chosen model's metric by site and split, as run.json has it once the run is over."""
+    results = run["facts"].get("results")
+    if not isinstance(results, dict):
+        return [], []
+    splits = list(dict.fromkeys(split for each in results.values() for split in each))
+    rows = [(site, [each.get(split, {}).get(metric) for split in splits]) for site, each in results.items()]
+    return splits, rows
+
+
+def _joined(connection: Connection, run: dict[str, Any]) -> tuple[dict[str, Seat], dict[str, str]]:
+    """A seat for each site that joined, and which site a node is."""
+    seats, nodes = {}, {}
+    asked = select(events.c.site, events.c.facts).where(
+        events.c.run_id == run["run_id"], events.c.kind == "joined", events.c.site.is_not(None)
+    )
+    for site, facts in connection.execute(asked.order_by(events.c.number)):
+        samples, runs_on = facts.get("num_samples"), facts.get("runs_on")
+        seats[site] = Seat(
+            site=site,
+            samples=samples if isinstance(samples, dict) else {},
+            patients=facts.get("patients"),
+            runs_on=tuple(map(str, runs_on)) if isinstance(runs_on, Sequence) else (),
+        )
+        nodes[f"node {facts.get('node')}"] = site
+    return seats, nodes
+
+
+def _state(last: dict[str, int], status: str) -> str:
+    """What a site does, from the number of its last event of each kind."""
+    sent, received = last.get("sent", 0), last.get("received", 0)
+    if max(last.get("refused", 0), last.get("not scored", 0)) > max(sent, received):
+        return "refused"
+    if status not in ("running", "joining"):
+        return "done" if received >= sent else "did not answer"
+    return "working" if sent > received else "waiting"
+
+
+def _last_seconds(connection: Connection, run_id: int) -> dict[str, float]:
+    """By site, of the last round in which it trained."""
+    trained = (measurements.c.run_id == run_id, measurements.c.metric == "seconds", measurements.c.split == "train")
+    step = select(func.max(measurements.c.step)).where(*trained).scalar_subquery()
+    asked = select(measurements.c.site, measurements.c.value).where(*trained, measurements.c.step == step)
+    return {site: value for site, value in connection.execute(asked)}
+
+
+def _seconds(connection: Connection, run_id: int, first: int) -> dict[tuple[str, int, str], float]:
+    asked = select(measurements.c.site, measurements.c.step, measurements.c.split, measurements.c.value).where(
+        measurements.c.run_id == run_id,
+        measurements.c.metric == "seconds",
+        measurements.c.split.in_(("train", "val")),
+        measurements.c.step >= first,
+    )
+    return {(site, step, split): value for site, step, split, value in connection.execute(asked)}
