@@ -10,15 +10,20 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 function layout(more) {
   const axis = { gridcolor: color("--line"), linecolor: color("--line"), zeroline: false, automargin: true };
   return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("--ink"), size: 13 },
-    margin: { l: 50, r: 12, t: 10, b: 40 }, hovermode: "closest", legend: { orientation: "h", y: -0.25 },
+    margin: { l: 50, r: 12, t: 34, b: 40 }, hovermode: "closest", legend: { orientation: "h", y: -0.25 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: color("--soft"), activecolor: color("--ink") },
     ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
 }
 
 function show(name, traces, more) {
   const element = document.getElementById(`plot-${name}`);
   if (!element) return;
+  // A log of an older version says nothing of the updates; then there is no picture of them.
+  element.closest("section").hidden = !traces.some((trace) => trace.x.length);
   const image = { format: "svg", filename: `run-${place.dataset.run}-${name}` };
-  Plotly.react(element, traces, layout(more), { responsive: true, displaylogo: false, toImageButtonOptions: image });
+  const buttons = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "pan2d"];
+  Plotly.react(element, traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: true,
+    modeBarButtonsToRemove: buttons, toImageButtonOptions: image });
 }
 
 // Plotly reads some HTML in names and labels.
