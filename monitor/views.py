@@ -167,7 +167,8 @@ def happenings(connection: Connection, run_id: int) -> list[dict[str, Any]]:
         .order_by(events.c.number.desc())
         .limit(_MOST_SHOWN)
     )
-    return [dict(row._mapping) for row in connection.execute(asked)]
+    found = [dict(row._mapping) for row in connection.execute(asked)]
+    return [each for each in found if (each["kind"], each["facts"].get("status")) != ("run ended", "finished")]
 
 
 def metrics(connection: Connection, run_id: int) -> list[tuple[str, str]]:

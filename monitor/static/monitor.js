@@ -10,27 +10,39 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 function layout(more) {
   const axis = { gridcolor: color("--line"), linecolor: color("--line"), zeroline: false, automargin: true };
   return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("--ink"), size: 13 },
-    margin: { l: 50, r: 12, t: 10, b: 40 }, hovermode: "closest", legend: { orientation: "h", y: -0.25 },
+    margin: { l: 50, r: 12, t: 34, b: 40 }, hovermode: "closest", legend: { orientation: "h", y: -0.25 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: color("--soft"), activecolor: color("--ink") },
     ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
 }
 
 function show(name, traces, more) {
   const element = document.getElementById(`plot-${name}`);
   if (!element) return;
+  // A log of an older version says nothing of the updates; then there is no picture of them.
+  element.closest("section").hidden = !traces.some((trace) => trace.x.length);
   const image = { format: "svg", filename: `run-${place.dataset.run}-${name}` };
-  Plotly.react(element, traces, layout(more), { responsive: true, displaylogo: false, toImageButtonOptions: image });
+  Plotly.react(element, traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: true,
+    modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], toImageButtonOptions: image });
 }
 
 // Plotly reads some HTML in names and labels.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+// A site has the same colour in all pictures.
+const numbers = new Map();
+function own(site) {
+  if (site === "pooled") return color("--ink");
+  if (!numbers.has(site)) numbers.set(site, numbers.size);
+  return color(`--c${numbers.get(site) % 8}`);
+}
+
 function lines(found) {
-  return Object.entries(found).map(([site, line], number) => {
+  return Object.entries(found).map(([site, line]) => {
     const together = site === "pooled";
     return { type: "scatter", mode: line.step.length > 1 ? "lines" : "markers", name: plain(together ? "all sites" : site),
       x: line.step, y: line.value, opacity: together ? 1 : 0.8,
-      line: { width: together ? 3.5 : 1.5, color: together ? color("--ink") : color(`--c${number % 8}`) },
-      marker: { color: together ? color("--ink") : color(`--c${number % 8}`) } };
+      line: { width: together ? 3.5 : 1.5, color: own(site) },
+      marker: { color: own(site) } };
   });
 }
 
