@@ -21,21 +21,28 @@ function show(name, traces, more) {
   // A log of an older version says nothing of the updates; then there is no picture of them.
   element.closest("section").hidden = !traces.some((trace) => trace.x.length);
   const image = { format: "svg", filename: `run-${place.dataset.run}-${name}` };
-  const buttons = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "pan2d"];
   Plotly.react(element, traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: true,
-    modeBarButtonsToRemove: buttons, toImageButtonOptions: image });
+    modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], toImageButtonOptions: image });
 }
 
 // Plotly reads some HTML in names and labels.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+// A site has the same colour in all pictures.
+const numbers = new Map();
+function own(site) {
+  if (site === "pooled") return color("--ink");
+  if (!numbers.has(site)) numbers.set(site, numbers.size);
+  return color(`--c${numbers.get(site) % 8}`);
+}
+
 function lines(found) {
-  return Object.entries(found).map(([site, line], number) => {
+  return Object.entries(found).map(([site, line]) => {
     const together = site === "pooled";
     return { type: "scatter", mode: line.step.length > 1 ? "lines" : "markers", name: plain(together ? "all sites" : site),
       x: line.step, y: line.value, opacity: together ? 1 : 0.8,
-      line: { width: together ? 3.5 : 1.5, color: together ? color("--ink") : color(`--c${number % 8}`) },
-      marker: { color: together ? color("--ink") : color(`--c${number % 8}`) } };
+      line: { width: together ? 3.5 : 1.5, color: own(site) },
+      marker: { color: own(site) } };
   });
 }
 
