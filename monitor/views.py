@@ -102,7 +102,7 @@ def board(connection: Connection, run: dict[str, Any]) -> list[Seat]:
     )
     last: dict[str, dict[str, int]] = defaultdict(dict)
     for row in connection.execute(asked):
-        site = nodes.get(row.site, row.site)
+        site = nodes.get(str(row.site), str(row.site))
         seat = seats.setdefault(site, Seat(site=site))
         last[site][row.kind] = max(row.last, last[site].get(row.kind, 0))
         if row.kind == "sent":
@@ -297,7 +297,7 @@ def _last_seconds(connection: Connection, run_id: int) -> dict[str, float]:
     trained = (measurements.c.run_id == run_id, measurements.c.metric == "seconds", measurements.c.split == "train")
     step = select(func.max(measurements.c.step)).where(*trained).scalar_subquery()
     asked = select(measurements.c.site, measurements.c.value).where(*trained, measurements.c.step == step)
-    return {site: value for site, value in connection.execute(asked)}
+    return {row.site: row.value for row in connection.execute(asked)}
 
 
 def _seconds(connection: Connection, run_id: int, first: int) -> dict[tuple[str, int, str], float]:
