@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
 
 from monitor.access import require_login
-from monitor.database import Database
+from monitor.database import Database, DatabaseAwayError, prepare
 from monitor.page import make_page
 from monitor.recorder import Recorder, record
 
@@ -23,9 +24,12 @@ def serve(
 ) -> None:
     """Record the runs of these folders and show all runs of the database at http://HOST:PORT.
 
-    Raises AccessError for an address that others reach where there is no password.
+    Raises AccessError for an address that others reach where there is no password, DatabaseError for a database that is
+    of no use.
     """
     require_login(host, password)
+    with suppress(DatabaseAwayError):  # the recorder waits for it, and says so
+        prepare(database)
     stop = threading.Event()
     recorder = threading.Thread(target=record, args=(Recorder(database, folders, tell), stop, tell), daemon=True)
     recorder.start()
