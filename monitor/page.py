@@ -45,7 +45,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
     def static(name: str) -> Response:
         if name == "plotly.js":
             return Response(plotly_js, media_type="text/javascript", headers=_KEPT)
-        kinds = {"monitor.js": "text/javascript", "monitor.css": "text/css"}
+        kinds = {"monitor.js": "text/javascript", "look.css": "text/css", "monitor.css": "text/css"}
         if name not in kinds:
             raise HTTPException(404)
         return Response((_FOLDER / "static" / name).read_text(encoding="utf-8"), media_type=kinds[name])

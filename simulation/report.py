@@ -10,6 +10,7 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
+import monitor
 from dipro_model.metrics import CALIBRATION, EQUAL_TO_ACCURACY, HEADLINE, METRICS
 from dipro_model.vocabulary import DISEASES, Task
 from federation.run_folder import POOLED
@@ -59,7 +60,9 @@ def render_report(study: Study) -> str:
 
 
 def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    # The monitor's page has the same look, which is written down there.
+    look = Path(monitor.__file__).parent / "static"
+    loader = jinja2.FileSystemLoader([Path(__file__).parent / "templates", look])
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
