@@ -1,6 +1,7 @@
 """The hospital's Flower app: opens the site's own cohort and answers join, train and evaluate."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -42,7 +43,8 @@ app = ClientApp()
 
 @app.query()
 def join(message: Message, context: Context) -> Message:
-    return _answer(message, context, JOIN, lambda site, instruction: site.join(instruction))
+    start = time.monotonic()
+    return _answer(message, context, JOIN, lambda site, asked: site.join(asked, since=start))
 
 
 @app.train()

@@ -66,10 +66,11 @@ class Site:
         inputs = None if model is None else inputs_of([self.records], model, self.settings)
         return SampleSet([self.records], self.settings.task, split, inputs)
 
-    def join(self, instruction: Instruction) -> JoinReply:
+    def join(self, instruction: Instruction, *, since: float) -> JoinReply:
         """Check that this site can take part, count its samples and sum up its training part; forget other runs.
 
-        With a salt the patients' hashed identifiers go along. Raises DataError where a split has no sample or training
+        `since` is when the question was read, by the monotonic clock. With a salt the patients' hashed identifiers go
+        along. Raises DataError where a split has no sample or training
         has a single class.
         """
         self._state(instruction).begin()
@@ -82,6 +83,8 @@ class Site:
             site=self.name,
             num_samples={split: len(self.samples(split)) for split in SPLITS},
             statistics=statistics,
+            clock=time.time(),
+            seconds=time.monotonic() - since,
             patients=hash_patients(patients, instruction.salt) if instruction.salt else (),
             runs_on=runs_on(self.device),
         )

@@ -5,6 +5,7 @@ and counts back) and `evaluate` (weights out, metrics back). A site's reply carr
 never a patient's value.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,6 +132,10 @@ class JoinReply:
     num_samples: Mapping[str, int]
     statistics: SiteStatistics
     """Of its training part."""
+    clock: float
+    """What its clock said when it answered, seconds since 1970 in UTC."""
+    seconds: float
+    """From when it read the question to its answer."""
     patients: tuple[str, ...] = ()
     """Salted hashes of its patients' identifiers, as `federation.duplicates` makes them."""
     runs_on: tuple[str, ...] = ()
@@ -143,20 +148,24 @@ class JoinReply:
             "patients": list(self.patients),
             "runs-on": list(self.runs_on),
         }
-        return RecordDict({METRICS: MetricRecord(dict(self.num_samples)), CONFIG: ConfigRecord(config)})
+        numbers = {**self.num_samples, "clock": self.clock, "seconds": self.seconds}
+        return RecordDict({METRICS: MetricRecord(numbers), CONFIG: ConfigRecord(config)})
 
     @classmethod
     @_complete("a reply to join")
     def parse(cls, message: Message) -> "JoinReply":
         config = message.content.config_records[CONFIG]
-        counts = {split: int(cast(int, count)) for split, count in _metrics(message).items()}
+        numbers = _metrics(message)
+        clock, seconds = (_finite(numbers.pop(name), name) for name in ("clock", "seconds"))
         statistics = SiteStatistics.from_json(cast(str, config["statistics"]))
         if statistics.site != config["site"]:
             raise MessageError(f"its statistics are signed {statistics.site!r}, its reply {config['site']!r}")
         return cls(
             site=_site(message),
-            num_samples=counts,
+            num_samples={split: int(count) for split, count in numbers.items()},
             statistics=statistics,
+            clock=clock,
+            seconds=seconds,
             patients=tuple(cast(list[str], config["patients"])),
             runs_on=tuple(cast(list[str], config["runs-on"])),
         )
@@ -380,6 +389,12 @@ def _unpack_one(array: Array) -> np.ndarray:
 
 def _metrics(message: Message, prefix: str = "") -> dict[str, float]:
     return cast(dict[str, float], dict(message.content.metric_records[prefix + METRICS]))
+
+
+def _finite(value: float, name: str) -> float:
+    if not math.isfinite(value):
+        raise MessageError(f"`{name}`: expected a number of seconds, found {value}")
+    return float(value)
 
 
 def _site(message: Message, prefix: str = "") -> str:

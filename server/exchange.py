@@ -72,6 +72,10 @@ class Exchange:
         """Where large arrays travel beside the messages; None lets them travel inside."""
         self.before_asking: Callable[[], None] = lambda: None
         """What must be done before a question leaves; called when all else is."""
+        self.asked: dict[str, float] = {}
+        """When each site was asked last, seconds since 1970 by this machine's clock."""
+        self.answered: dict[str, float] = {}
+        """When the last answer of each site was there."""
 
     def replies(
         self,
@@ -106,6 +110,7 @@ class Exchange:
             self.note("sent", **said, site=site, bytes=size)
             record = record if self.freight is None else self.freight.send(record, site)
             self.before_asking()
+            self.asked[site] = time.time()
             return record
 
         return counted
@@ -128,6 +133,7 @@ class Exchange:
         self, replies: Iterator[tuple[str, Message]], said: Mapping[str, str]
     ) -> Iterator[tuple[str, Message]]:
         for site, message in replies:
+            self.answered[site] = time.time()
             if message.has_content():
                 self.traffic.from_sites += num_bytes(message.content)
                 self.note("received", **said, site=site, **described(message.content))

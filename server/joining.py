@@ -71,8 +71,9 @@ def join_sites(
         for node, reply in joined:
             # Without a comparison of patients the server does not know how many there are.
             patients = {"patients": len(reply.patients)} if reply.patients else {}
+            ahead = clock_ahead(reply, exchange.asked[nodes[node]], exchange.answered[nodes[node]])
             said = {"num_samples": dict(reply.num_samples), **patients, "runs_on": list(reply.runs_on)}
-            audit.write("joined", site=reply.site, node=node, **said)
+            audit.write("joined", site=reply.site, node=node, **said, clock_ahead_seconds=ahead)
     if settings.federation.check_duplicates:
         require_no_duplicates({join.site: join.patients for _, join in joined})
     exchange.freight = freight
@@ -84,6 +85,17 @@ def join_sites(
         joined={join.site: replace(join, patients=()) for _, join in joined},
         agreement=agree([join.statistics for _, join in joined]),
     )
+
+
+def clock_ahead(reply: JoinReply, asked: float, answered: float) -> dict[str, float]:
+    """How far a site's clock is before the server's, in seconds: `least` and `most`, negative where it is behind.
+
+    The site read the question after it was asked and spoke before its answer was here; when between is not known, so
+    the two are as far from each other as question and answer took without the site's work (as in RFC 5905). A site
+    that claims more work than there was time for leaves no room between them.
+    """
+    work = min(max(reply.seconds, 0.0), answered - asked)
+    return {"least": round(reply.clock - answered, 3), "most": round(reply.clock - work - asked, 3)}
 
 
 def _wait_for_nodes(grid: Grid, settings: RunSettings) -> list[int]:

@@ -5,6 +5,7 @@ what a run ends with shows what the update did. The attacks are the plain ones o
 (Blanchard et al. 2017, arXiv 1703.02757; Yin et al. 2018, arXiv 1803.01498), not the best that a site could think of.
 """
 
+import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
@@ -154,7 +155,7 @@ def _mislabelled(spec: SiteSpec, folder: Path) -> App:
         device = choose_device(str(context.node_config.get("device", "auto")))
         site = Site(records=records, settings=settings, device=device, folder=folder)
         if message.metadata.message_type == MessageType.QUERY:
-            return Message(site.join(instruction).record(), reply_to=message)
+            return Message(site.join(instruction, since=time.monotonic()).record(), reply_to=message)
         agreement = Agreement.from_json(instruction.agreement)
         site = replace(site, records=agreed_records(records, agreement), agreement=agreement)
         return Message(site.train(DiPro(settings.config()), instruction).record(), reply_to=message)

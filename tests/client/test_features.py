@@ -159,7 +159,7 @@ def test_a_site_trains_and_scores_on_features(folder: Path) -> None:
     newcomer, model = Site(records=records, settings=settings, device=CPU), initial_model(settings)
     start = flatten_weights(model)
     instruction = Instruction(server_round=1, code_digest="", layout_digest="", weights=start)
-    site = replace(newcomer, agreement=agree([newcomer.join(instruction).statistics]))
+    site = replace(newcomer, agreement=agree([newcomer.join(instruction, since=0.0).statistics]))
     reply = site.train(model, instruction)
     assert site.samples("train", model)[0].regions.ndim == 3
     flat = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}

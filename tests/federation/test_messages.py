@@ -68,6 +68,8 @@ def test_a_join_survives_the_way(site: str, counts: tuple[int, int, int]) -> Non
         site=site,
         num_samples=dict(zip(SPLITS, counts, strict=True)),
         statistics=disclosing(site, raw_values(1)),
+        clock=1.7e9 + 1 / 3,
+        seconds=0.25,
         patients=hash_patients(counts, b"s" * SALT_BYTES),
         runs_on=("torch 2.13.0", site),
     )
@@ -144,3 +146,23 @@ def test_a_pickle_in_place_of_weights_is_refused_unread(tmp_path: Path, label: s
     assert not (tmp_path / "gained").exists()
     pickle.loads(payload)
     assert (tmp_path / "gained").exists(), "it would have"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+@pytest.mark.parametrize("name", ["clock", "seconds"])
+def test_a_clock_that_says_no_number_is_refused(name: str, value: float | None) -> None:
+    reply = JoinReply(
+        site="north",
+        num_samples={"train": 1},
+        statistics=disclosing("north", raw_values(1)),
+        clock=1.7e9,
+        seconds=0.5,
+    )
+    record = reply.record()
+    if value is None:
+        del record.metric_records["metrics"][name]
+    else:
+        record.metric_records["metrics"][name] = value
+    expected = "expected a reply to join" if value is None else f"`{name}`: expected a number of seconds"
+    with pytest.raises(MessageError, match=expected):
+        JoinReply.parse(Message(record, reply_to=_sent()))

@@ -1,11 +1,15 @@
 """Before the first round: what sites disclose becomes one agreement, and patients at two sites are found."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from flwr.app import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from client.app import app
 from client.normalisation import agreed_records
@@ -13,16 +17,20 @@ from client.records import SiteRecords, SiteSpec
 from client.statistics import site_statistics
 from dipro_model.vocabulary import EHR_VARIABLES, Task
 from federation.agreement import Agreement, agree
+from federation.audit import AUDIT
 from federation.checkpoint import read_checkpoint
 from federation.duplicates import DuplicatePatientsError
-from federation.messages import TRAIN
+from federation.messages import JOIN, TRAIN, JoinReply
 from federation.run_folder import read_run
 from federation.settings import RunFiles, to_run_config
 from federation.site_statistics import AgreementError
 from federation.trained import load_trained
 from server.app import coordinate
+from server.joining import clock_ahead
 from simulation.evaluate import predict
 from simulation.in_process import InProcessGrid
+from tests.federation.test_agreement import raw_values
+from tests.federation.test_agreement import site as disclosing
 from tests.make_cohort import reseal, write_cohort
 from tests.small_run import federate, small_settings
 
@@ -110,3 +118,40 @@ def test_sites_whose_values_mean_something_else_are_refused(tmp_path: Path, coho
 
 def _grid(folder: Path, nodes: list[dict[str, str]]) -> InProcessGrid:
     return InProcessGrid(app, to_run_config(SETTINGS, RunFiles(folder=str(folder / "run"))), nodes)
+
+
+def test_the_log_says_how_far_a_sites_clock_is_off(tmp_path: Path, cohorts: list[Path]) -> None:
+    def tamper(reply: Message) -> Message:
+        if reply.metadata.message_type == JOIN and reply.content.config_records["config"]["site"] == "south":
+            numbers = reply.content.metric_records["metrics"]
+            numbers["clock"] = cast(float, numbers["clock"]) - 90
+        return reply
+
+    federate(tmp_path / "run", cohorts, SETTINGS, tamper=tamper)
+    lines = [json.loads(line) for line in (tmp_path / "run" / AUDIT).read_text().splitlines()]
+    ahead = {line["site"]: line["clock_ahead_seconds"] for line in lines if line["event"] == "joined"}
+    # Both are this machine's clock, which is as far from itself as the bounds say at most.
+    for site, off in (("north", 0), ("south", -90)):
+        assert ahead[site]["least"] <= off <= ahead[site]["most"]
+        assert ahead[site]["most"] - ahead[site]["least"] < 20
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    off=st.floats(-1e5, 1e5),
+    waits=st.tuples(*[st.floats(0, 1e4)] * 3),
+    asked=st.floats(1.6e9, 2e9),
+)
+def test_the_bounds_hold_the_clock_however_long_the_ways_are(off: float, waits: tuple, asked: float) -> None:
+    out, work, back = waits
+    reply = _said(clock=asked + out + work + off, seconds=work)
+    ahead = clock_ahead(reply, asked, asked + out + work + back)
+    assert ahead["least"] - 0.002 <= off <= ahead["most"] + 0.002
+    assert ahead["most"] - ahead["least"] == pytest.approx(out + back, abs=0.003)
+    # Who claims more work than there was time for gets no bounds that contradict each other.
+    false = clock_ahead(_said(clock=asked, seconds=1e9), asked, asked + out)
+    assert false["least"] <= false["most"] + 0.002
+
+
+def _said(**clock: float) -> JoinReply:
+    return JoinReply(site="north", num_samples={}, statistics=disclosing("north", raw_values(1)), **clock)
