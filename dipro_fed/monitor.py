@@ -18,29 +18,56 @@ DatabaseUrl = Annotated[
         show_envvar=True,
     ),
 ]
+WebhookUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--webhook",
+        envvar="DIPRO_FED_WEBHOOK",
+        help="URL that each alarm is posted to as JSON.",
+        show_envvar=True,
+    ),
+]
+AlarmCommand = Annotated[
+    str | None,
+    typer.Option("--alarm-command", help="Program and words, run for each alarm with its JSON as standard input."),
+]
+AlarmLimits = Annotated[
+    Path | None, typer.Option("--alarms", help="YAML file of limits, and of rules that are switched off.")
+]
 
 
 def record(
     folders: Folders,
     database: DatabaseUrl = None,
+    webhook: WebhookUrl = None,
+    alarm_command: AlarmCommand = None,
+    alarms: AlarmLimits = None,
     once: Annotated[bool, typer.Option("--once", help="Deliver what is there and end.")] = False,
 ) -> None:
     """Deliver the events and measurements of runs into a database, now and as they come."""
     import threading
 
+    from monitor.courier import Courier, start_couriers
     from monitor.database import default_url, open_database
+    from monitor.hooks import make_hooks
+    from monitor.limits import load_limits
     from monitor.recorder import Recorder
     from monitor.recorder import record as keep_recording
 
     require_folders(folders)
+    limits, hooks = load_limits(alarms), make_hooks(webhook, alarm_command)
     opened = open_database(database or default_url())
-    recorder = Recorder(opened, folders, tell)
+    recorder = Recorder(opened, folders, tell, limits)
     if once:
         typer.echo(f"{opened.name}: {recorder.deliver():,} lines delivered")
+        for hook in hooks:
+            typer.echo(f"{hook.name}: {Courier(opened, hook, limits, tell).deliver()} alarms sent")
         return
     typer.echo(f"Recording into {opened.name}; Ctrl-C ends it")
+    stop = threading.Event()
+    start_couriers(opened, hooks, limits, stop, tell)
     try:
-        keep_recording(recorder, threading.Event(), tell)
+        keep_recording(recorder, stop, tell)
     except KeyboardInterrupt:
         typer.echo("Ended; the next one goes on from here")
 
@@ -48,6 +75,9 @@ def record(
 def monitor(
     folders: Folders,
     database: DatabaseUrl = None,
+    webhook: WebhookUrl = None,
+    alarm_command: AlarmCommand = None,
+    alarms: AlarmLimits = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback with a password.")] = (
         "127.0.0.1"
     ),
@@ -59,14 +89,17 @@ def monitor(
     """Record runs and show them as a page, live: sites, rounds, metrics, refusals."""
     from monitor.access import read_password, require_login
     from monitor.database import default_url, open_database
+    from monitor.hooks import make_hooks
+    from monitor.limits import load_limits
     from monitor.serve import serve
 
     require_folders(folders)
+    limits, hooks = load_limits(alarms), make_hooks(webhook, alarm_command)
     password = None if password_file is None else read_password(password_file)
     require_login(host, password)
     opened = open_database(database or default_url())
     typer.echo(f"http://{host}:{port} shows what is in {opened.name}; Ctrl-C ends it")
-    serve(opened, folders, tell, host=host, port=port, password=password)
+    serve(opened, folders, tell, host=host, port=port, password=password, hooks=hooks, limits=limits)
 
 
 def require_folders(folders: list[Path]) -> None:

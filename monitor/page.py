@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 
 from monitor import views
 from monitor.access import guard
+from monitor.alarm_views import run_alarms
 from monitor.database import Database, DatabaseAwayError
 from monitor.tables import events, measurements
 
@@ -160,6 +161,7 @@ def _board(connection: Connection, run: dict[str, Any]) -> dict[str, Any]:
         "version": views.version(connection, run["run_id"]),
         "seats": views.board(connection, run),
         "happenings": views.happenings(connection, run["run_id"]),
+        "alarms": run_alarms(connection, run["run_id"]),
     }
 
 

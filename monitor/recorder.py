@@ -6,13 +6,16 @@ again, what was kept never is. The folders are only read, so training waits for 
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from federation.run_folder import RunRecord
+from monitor import alarms
 from monitor.database import Database, DatabaseAwayError, prepare
+from monitor.limits import Limits
 from monitor.rows import Row, event_row, measurement_rows, plain, run_row
 from monitor.run_files import ChangedError, Position, RunFolder, find_runs, new_lines
 from monitor.tables import events, measurements, positions, runs
@@ -30,9 +33,11 @@ _BOUNDS = ("run began", "run goes on", "run ended")
 class Recorder:
     """Brings a database up to what some folders say, as often as it is asked."""
 
-    def __init__(self, database: Database, folders: Sequence[Path], tell: Callable[[str], None]) -> None:
-        """`folders` are runs, or hold runs; `tell` gets each complaint once."""
-        self._database, self._folders, self._tell = database, folders, tell
+    def __init__(
+        self, database: Database, folders: Sequence[Path], tell: Callable[[str], None], limits: Limits | None = None
+    ) -> None:
+        """`folders` are runs, or hold runs; `tell` gets each complaint once; `limits` say when there is an alarm."""
+        self._database, self._folders, self._tell, self._limits = database, folders, tell, limits or Limits()
         self._is_prepared, self._polls = False, 0
         self._found: list[RunFolder] = []
         self._delivered: dict[str, object] = {}
@@ -45,14 +50,18 @@ class Recorder:
         Raises DatabaseAwayError where the database cannot be used now: what it has is then whole, and the next call
         goes on behind it. Raises DatabaseError for a database that is of no use.
         """
-        if self._polls % _FIND_EVERY == 0 or not self._found:
+        looks_around = self._polls % _FIND_EVERY == 0
+        if looks_around or not self._found:
             self._found = find_runs(self._folders)
         self._polls += 1
         try:
             if not self._is_prepared:
                 prepare(self._database)
                 self._is_prepared = True
-            return sum(self._deliver(run) for run in self._found)
+            num_lines = sum(self._deliver(run) for run in self._found)
+            if looks_around:
+                self._judge_silence(datetime.now(UTC))
+            return num_lines
         except DatabaseAwayError:
             # It may come back without its last minutes, or empty.
             self._is_prepared, self._delivered = False, {}
@@ -79,31 +88,49 @@ class Recorder:
         """One transaction: the next lines of both files, and the run as it then is; how many lines that were."""
         with self._database.writing() as connection:
             run_id = _run_id(connection, run, record)
-            num_lines = self._events(connection, run_id, run) + self._measurements(connection, run_id, run)
+            new_events = self._events(connection, run_id, run)
+            num_lines, new_numbers = self._measurements(connection, run_id, run)
             row = {"folder": plain(str(run.path)), **(run_row(record) if record else {})}
-            connection.execute(
-                update(runs).where(runs.c.run_id == run_id).values(**row, **_state(connection, run_id, run, record))
-            )
-        return num_lines
+            state = _state(connection, run_id, run, record)
+            connection.execute(update(runs).where(runs.c.run_id == run_id).values(**row, **state))
+            found = alarms.of_events(connection, run_id, new_events, self._limits)
+            found += alarms.of_losses(connection, run_id, new_numbers, self._limits)
+            if record is not None and not run.audit.is_file():
+                found += alarms.of_failure(state, record.seconds, self._limits)
+            alarms.keep(connection, run_id, found)
+        return len(new_events) + num_lines
 
-    def _events(self, connection: Connection, run_id: int, run: RunFolder) -> int:
+    def _judge_silence(self, now: datetime) -> None:
+        """Alarms of runs in these folders that say nothing; other recorders' runs may be silent to this one alone."""
+        uids = [run.uid for run in self._found]
+        with self._database.reading() as connection:
+            asked = select(runs.c.run_id).where(runs.c.uid.in_(uids), runs.c.status.in_(alarms.AT_WORK))
+            at_work = connection.execute(asked).scalars().all()
+            found = {run_id: alarms.of_silence(connection, run_id, now, self._limits) for run_id in at_work}
+        if any(found.values()):
+            with self._database.writing() as connection:
+                for run_id, each in found.items():
+                    alarms.keep(connection, run_id, each)
+
+    def _events(self, connection: Connection, run_id: int, run: RunFolder) -> list[Row]:
         if not run.audit.is_file():
-            return 0
+            return []
         position = _position(connection, run_id, "audit")
         try:
             lines, end = new_lines(run.audit, position, _AT_ONCE)
         except ChangedError as error:
             self._once(f"{error}; nothing more of it is recorded. `dipro-fed audit verify` says what is changed")
-            return 0
+            return []
         found = [event_row(line, number) for number, line in enumerate(lines, start=position.lines + 1)]
         if found:
             connection.execute(insert(events), [{"run_id": run_id, **row} for row in found])
             _keep_position(connection, run_id, "audit", end)
-        return len(lines)
+        return found
 
-    def _measurements(self, connection: Connection, run_id: int, run: RunFolder) -> int:
+    def _measurements(self, connection: Connection, run_id: int, run: RunFolder) -> tuple[int, list[Row]]:
+        """How many lines that were, and the numbers in them."""
         if not run.history.is_file():
-            return 0
+            return 0, []
         position = _position(connection, run_id, "history")
         try:
             lines, end = new_lines(run.history, position, _AT_ONCE)
@@ -121,7 +148,7 @@ class Recorder:
         if lines:
             _keep_measurements(connection, found)
             _keep_position(connection, run_id, "history", end)
-        return len(lines)
+        return len(lines), found
 
     def _once(self, words: str) -> None:
         if words not in self._told:

@@ -8,7 +8,10 @@ from pathlib import Path
 import uvicorn
 
 from monitor.access import require_login
+from monitor.courier import start_couriers
 from monitor.database import Database, DatabaseAwayError, prepare
+from monitor.hooks import Hook
+from monitor.limits import Limits
 from monitor.page import make_page
 from monitor.recorder import Recorder, record
 
@@ -21,8 +24,10 @@ def serve(
     host: str,
     port: int,
     password: str | None,
+    hooks: Sequence[Hook] = (),
+    limits: Limits | None = None,
 ) -> None:
-    """Record the runs of these folders and show all runs of the database at http://HOST:PORT.
+    """Record the runs of these folders and show all runs of the database at http://HOST:PORT; send alarms to `hooks`.
 
     Raises AccessError for an address that others reach where there is no password, DatabaseError for a database that is
     of no use.
@@ -31,8 +36,11 @@ def serve(
     with suppress(DatabaseAwayError):  # the recorder waits for it, and says so
         prepare(database)
     stop = threading.Event()
-    recorder = threading.Thread(target=record, args=(Recorder(database, folders, tell), stop, tell), daemon=True)
+    recorder = threading.Thread(
+        target=record, args=(Recorder(database, folders, tell, limits), stop, tell), daemon=True
+    )
     recorder.start()
+    start_couriers(database, hooks, limits or Limits(), stop, tell)
     try:
         uvicorn.run(make_page(database, password), host=host, port=port, log_level="warning", access_log=False)
     finally:

@@ -1,6 +1,18 @@
 """The tables of the monitor's database; monitor/migrations makes them, step by step."""
 
-from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -65,4 +77,41 @@ positions = Table(
     Column("bytes", BigInteger, nullable=False),  # of the file that were delivered
     Column("lines", BigInteger, nullable=False),
     Column("tail", Text, nullable=False),  # SHA-256 of the last of these bytes, which shows that they are the same
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("alarm_id", Integer, primary_key=True),
+    Column("run_id", Integer, ForeignKey("runs.run_id"), nullable=False),
+    Column("identity", Text, nullable=False),  # SHA-256 of the rule and what it is about: an alarm is there once
+    Column("rule", Text, nullable=False),
+    Column("site", Text),
+    Column("round", BigInteger),
+    Column("time", Text, nullable=False),
+    Column("words", Text, nullable=False),
+    UniqueConstraint("run_id", "identity", name="alarms_once"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("alarm_id", Integer, ForeignKey("alarms.alarm_id"), primary_key=True),
+    Column("hook", Text, primary_key=True),  # webhook or command
+    Column("state", Text, nullable=False),  # trying, delivered or given up
+    Column("until", Text, nullable=False),  # nobody else tries before; of the others, when that was
+    Column("tries", Integer, nullable=False),
+    Column("reason", Text),  # why the last one failed
+)
+
+logged = Table(
+    "logged",
+    metadata,
+    Column("run_id", Integer, ForeignKey("runs.run_id"), primary_key=True),
+    Column("target", Text, primary_key=True),  # a TensorBoard folder or an MLflow server
+    Column("holder", Text),  # who is writing there
+    Column("until", Text, nullable=False),  # nobody else writes before
+    Column("bytes", BigInteger, nullable=False),  # of history.jsonl that are there
+    Column("lines", BigInteger, nullable=False),
+    Column("tail", Text, nullable=False),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, tuple_
 
 from federation.run_folder import POOLED
+from monitor.alarm_views import alarms_version
 from monitor.tables import events, measurements, positions, runs
 
 _ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated")
@@ -82,7 +83,7 @@ def version(connection: Connection, run_id: int) -> str:
     asked = select(positions.c.file, positions.c.bytes).where(positions.c.run_id == run_id).order_by(positions.c.file)
     said = [f"{file}{size}" for file, size in connection.execute(asked)]
     status = connection.execute(select(runs.c.status).where(runs.c.run_id == run_id)).scalar_one()
-    return "-".join([*said, status])
+    return "-".join([*said, status, alarms_version(connection, run_id)])
 
 
 def board(connection: Connection, run: dict[str, Any]) -> list[Seat]:

@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from dipro_fed.main import app
 from federation.audit import AUDIT, AuditLog
 from monitor.access import AccessError
+from monitor.hooks import HookError
+from monitor.limits import LimitsError
 
 
 def _run(*words: str, **more):
@@ -32,3 +34,26 @@ def test_what_cannot_be_watched_or_shown_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "m.sqlite").exists()
     with pytest.raises(ValueError, match="found mysql"):
         raise _run("record", str(tmp_path), "--database", "mysql://x/y").exception or AssertionError
+
+
+def test_alarms_are_sent_by_a_recorder_that_ends(tmp_path: Path) -> None:
+    log = AuditLog(path=tmp_path / "runs" / "one" / AUDIT)
+    log.write("run began", settings={})
+    log.write("run ended", status="failed", reason="gone")
+    words = ("record", str(tmp_path / "runs"), "--once", "--database", f"sqlite:///{tmp_path / 'm.sqlite'}")
+    for sent in (1, 0):
+        done = _run(*words, "--alarm-command", f"tee {tmp_path / 'got'}")
+        assert (done.exit_code, f"command tee: {sent} alarms sent" in done.output) == (0, True), done.output
+    assert '"words": "expected a run that finishes; it failed: gone"' in (tmp_path / "got").read_text()
+
+
+@pytest.mark.parametrize("command", ["record", "monitor"])
+def test_alarms_that_could_never_arrive_are_refused(command: str, tmp_path: Path) -> None:
+    words = (command, str(tmp_path), "--database", f"sqlite:///{tmp_path / 'm.sqlite'}")
+    limits = tmp_path / "alarms.yaml"
+    limits.write_text("clocks: {}")
+    assert isinstance(_run(*words, "--alarms", str(limits)).exception, LimitsError)
+    assert isinstance(_run(*words, "--alarm-command", "no-such-program").exception, HookError)
+    webhook = _run(*words, env={"DIPRO_FED_WEBHOOK": "ftp://host/secret"})
+    assert "found ftp" in str(webhook.exception)
+    assert not (tmp_path / "m.sqlite").exists()

@@ -1,15 +1,24 @@
 """The database: brought up to date without loss, refused where it is another's, and named without its password."""
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import inspect
 
 from monitor import database as databases
 from monitor.database import VERSION_TABLE, DatabaseAwayError, DatabaseError, open_database, prepare
 from monitor.tables import metadata
+from tests.postgres import Postgres, postgres
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as found:
+        yield found
 
 
 def _sqlite(folder: Path) -> str:
@@ -26,25 +35,46 @@ def test_migrations_make_the_tables_that_the_code_knows(tmp_path: Path) -> None:
     found.close()
 
 
-def test_an_older_database_is_migrated_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = open_database(_sqlite(tmp_path))
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("older", ["0001", "0002"])
+def test_an_older_database_is_migrated_and_loses_nothing(
+    older: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    url = _sqlite(tmp_path) if where == "sqlite" else request.getfixturevalue("server").url
+    found = open_database(url)
     upgrade = databases.command.upgrade
-    monkeypatch.setattr(databases.command, "upgrade", lambda config, revision: upgrade(config, "0001"))
+    monkeypatch.setattr(databases.command, "upgrade", lambda config, revision: upgrade(config, older))
     prepare(found)
     monkeypatch.undo()
-    with sqlite3.connect(tmp_path / "monitor.sqlite") as old:
-        assert "events_by_kind" not in {name for (name,) in old.execute("SELECT name FROM sqlite_master")}
-        old.execute(
+    with found.writing() as connection:
+        names = set(inspect(connection).get_table_names())
+        assert names == {"runs", "events", "measurements", "positions", VERSION_TABLE}
+        connection.exec_driver_sql(
             "INSERT INTO runs (uid, folder, name, kind, status, started, sites, settings, facts) "
             "VALUES ('u', 'f', 'n', 'federated', 'running', 't', '[]', '{}', '{}')"
         )
-        old.execute("INSERT INTO events VALUES (1, 1, 't', 'run began', NULL, NULL, NULL, '{}')")
+        connection.exec_driver_sql("INSERT INTO events VALUES (1, 1, 't', 'run began', NULL, NULL, NULL, '{}')")
+        connection.exec_driver_sql("INSERT INTO measurements VALUES (1, 'loss', 'val', 3, 'north', 0.5, NULL)")
+        connection.exec_driver_sql("INSERT INTO positions VALUES (1, 'audit', 7, 1, 'tail')")
     prepare(found)
-    with sqlite3.connect(tmp_path / "monitor.sqlite") as new:
-        assert "events_by_kind" in {name for (name,) in new.execute("SELECT name FROM sqlite_master")}
-        assert new.execute("SELECT uid, kind FROM runs").fetchall() == [("u", "federated")]
-        assert new.execute("SELECT kind FROM events").fetchall() == [("run began",)]
-    found.close()
+    try:
+        with found.writing() as connection:
+            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+            assert compare_metadata(context, metadata) == []
+            for table, row in {
+                "runs": (1, "u", "f", "n", "federated"),
+                "events": (1, 1, "t", "run began"),
+                "measurements": (1, "loss", "val", 3, "north", 0.5, None),
+                "positions": (1, "audit", 7, 1, "tail"),
+            }.items():
+                (kept,) = connection.exec_driver_sql(f"SELECT * FROM {table}").all()
+                assert tuple(kept)[: len(row)] == row
+            assert connection.exec_driver_sql("SELECT * FROM alarms").all() == []
+    finally:
+        with found.writing() as connection:
+            metadata.drop_all(connection)
+            connection.exec_driver_sql(f"DROP TABLE {VERSION_TABLE}")
+        found.close()
 
 
 def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -52,7 +82,7 @@ def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     prepare(found)
     with sqlite3.connect(tmp_path / "monitor.sqlite") as newer:
         newer.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9000'")
-    with pytest.raises(DatabaseError, match=r"newer version of dipro-fed \(schema 9000, this one knows 0002 at most\)"):
+    with pytest.raises(DatabaseError, match=r"newer version of dipro-fed \(schema 9000, this one knows 0003 at most\)"):
         prepare(found)
     with sqlite3.connect(tmp_path / "monitor.sqlite") as newer:
         assert newer.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [("9000",)]

@@ -15,7 +15,7 @@ from federation.run_folder import HISTORY, Measurement, append_history, cut_hist
 from monitor.database import Database, DatabaseAwayError, open_database, prepare
 from monitor.recorder import Recorder, record
 from monitor.rows import UNREADABLE
-from monitor.tables import events, measurements, runs
+from monitor.tables import events, measurements, metadata, runs
 from tests.postgres import Postgres, postgres
 
 HOSTILE = "<script>alert(1)</script>'; DROP TABLE runs;-- \x00 \ud800 é"
@@ -106,7 +106,7 @@ def test_a_run_arrives_whole_in_postgresql(real_run: Path, server: Postgres) -> 
 
 def _empty(database: Database) -> None:
     with database.writing() as connection:
-        for table in ("positions", "measurements", "events", "runs", "dipro_fed_schema"):
+        for table in (*reversed([table.name for table in metadata.sorted_tables]), "dipro_fed_schema"):
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table}")
 
 
