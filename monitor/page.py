@@ -21,6 +21,7 @@ from monitor import views
 from monitor.access import guard
 from monitor.alarm_views import run_alarms
 from monitor.database import Database, DatabaseAwayError
+from monitor.prometheus import exposition
 from monitor.tables import events, measurements
 
 _FOLDER = Path(__file__).parent
@@ -50,6 +51,17 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
         if name not in kinds:
             raise HTTPException(404)
         return Response((_FOLDER / "static" / name).read_text(encoding="utf-8"), media_type=kinds[name])
+
+    @app.get("/metrics")
+    def figures(request: Request) -> Response:
+        with database.reading() as connection:
+            text, kind = exposition(connection, request.headers.get("accept", ""))
+        return Response(text, headers={"Content-Type": kind})
+
+    @app.get("/grafana.json")
+    def grafana() -> Response:
+        text = (_FOLDER / "grafana" / "dipro-fed.json").read_text(encoding="utf-8")
+        return Response(text, media_type="application/json", headers=_attached("dipro-fed.json"))
 
     @app.get("/")
     def index() -> Response:
