@@ -34,6 +34,18 @@ AlarmCommand = Annotated[
 AlarmLimits = Annotated[
     Path | None, typer.Option("--alarms", help="YAML file of limits, and of rules that are switched off.")
 ]
+TensorBoardFolder = Annotated[
+    Path | None, typer.Option("--tensorboard", help="Folder in which TensorBoard finds the measurements.")
+]
+MlflowUri = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        envvar="DIPRO_FED_MLFLOW",
+        help="MLflow server, or sqlite:///FILE, that gets the measurements.",
+        show_envvar=True,
+    ),
+]
 
 
 def record(
@@ -42,6 +54,8 @@ def record(
     webhook: WebhookUrl = None,
     alarm_command: AlarmCommand = None,
     alarms: AlarmLimits = None,
+    tensorboard: TensorBoardFolder = None,
+    mlflow: MlflowUri = None,
     once: Annotated[bool, typer.Option("--once", help="Deliver what is there and end.")] = False,
 ) -> None:
     """Deliver the events and measurements of runs into a database, now and as they come."""
@@ -51,21 +65,28 @@ def record(
     from monitor.database import default_url, open_database
     from monitor.hooks import make_hooks
     from monitor.limits import load_limits
+    from monitor.loggers import Logger, start_loggers
     from monitor.recorder import Recorder
     from monitor.recorder import record as keep_recording
+    from monitor.sinks import make_sinks
 
     require_folders(folders)
     limits, hooks = load_limits(alarms), make_hooks(webhook, alarm_command)
+    sinks = make_sinks(tensorboard, mlflow)
     opened = open_database(database or default_url())
+    loggers = [Logger(opened, folders, sink) for sink in sinks]
     recorder = Recorder(opened, folders, tell, limits)
     if once:
         typer.echo(f"{opened.name}: {recorder.deliver():,} lines delivered")
         for hook in hooks:
             typer.echo(f"{hook.name}: {Courier(opened, hook, limits, tell).deliver()} alarms sent")
+        for sink, logger in zip(sinks, loggers, strict=True):
+            typer.echo(f"{sink.name}: {logger.deliver():,} numbers handed on")
         return
     typer.echo(f"Recording into {opened.name}; Ctrl-C ends it")
     stop = threading.Event()
     start_couriers(opened, hooks, limits, stop, tell)
+    start_loggers(loggers, stop, tell)
     try:
         keep_recording(recorder, stop, tell)
     except KeyboardInterrupt:
@@ -78,6 +99,8 @@ def monitor(
     webhook: WebhookUrl = None,
     alarm_command: AlarmCommand = None,
     alarms: AlarmLimits = None,
+    tensorboard: TensorBoardFolder = None,
+    mlflow: MlflowUri = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback with a password.")] = (
         "127.0.0.1"
     ),
@@ -91,15 +114,17 @@ def monitor(
     from monitor.database import default_url, open_database
     from monitor.hooks import make_hooks
     from monitor.limits import load_limits
-    from monitor.serve import serve
+    from monitor.serve import Outward, serve
+    from monitor.sinks import make_sinks
 
     require_folders(folders)
-    limits, hooks = load_limits(alarms), make_hooks(webhook, alarm_command)
+    limits, hooks, sinks = load_limits(alarms), make_hooks(webhook, alarm_command), make_sinks(tensorboard, mlflow)
     password = None if password_file is None else read_password(password_file)
     require_login(host, password)
     opened = open_database(database or default_url())
     typer.echo(f"http://{host}:{port} shows what is in {opened.name}; Ctrl-C ends it")
-    serve(opened, folders, tell, host=host, port=port, password=password, hooks=hooks, limits=limits)
+    outward = Outward(hooks=hooks, sinks=sinks, limits=limits)
+    serve(opened, folders, tell, host=host, port=port, password=password, outward=outward)
 
 
 def require_folders(folders: list[Path]) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
@@ -12,8 +13,22 @@ from monitor.courier import start_couriers
 from monitor.database import Database, DatabaseAwayError, prepare
 from monitor.hooks import Hook
 from monitor.limits import Limits
+from monitor.loggers import Logger, start_loggers
 from monitor.page import make_page
 from monitor.recorder import Recorder, record
+from monitor.sinks import Sink
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outward:
+    """What leaves the monitor by itself."""
+
+    hooks: Sequence[Hook] = ()
+    """Where alarms go."""
+    sinks: Sequence[Sink] = ()
+    """Tools that draw measurements."""
+    limits: Limits = field(default_factory=Limits)
+    """When there is an alarm."""
 
 
 def serve(
@@ -24,10 +39,9 @@ def serve(
     host: str,
     port: int,
     password: str | None,
-    hooks: Sequence[Hook] = (),
-    limits: Limits | None = None,
+    outward: Outward | None = None,
 ) -> None:
-    """Record the runs of these folders and show all runs of the database at http://HOST:PORT; send alarms to `hooks`.
+    """Record the runs of these folders and show all runs of the database at http://HOST:PORT.
 
     Raises AccessError for an address that others reach where there is no password, DatabaseError for a database that is
     of no use.
@@ -35,12 +49,13 @@ def serve(
     require_login(host, password)
     with suppress(DatabaseAwayError):  # the recorder waits for it, and says so
         prepare(database)
-    stop = threading.Event()
+    outward, stop = outward or Outward(), threading.Event()
     recorder = threading.Thread(
-        target=record, args=(Recorder(database, folders, tell, limits), stop, tell), daemon=True
+        target=record, args=(Recorder(database, folders, tell, outward.limits), stop, tell), daemon=True
     )
     recorder.start()
-    start_couriers(database, hooks, limits or Limits(), stop, tell)
+    start_couriers(database, outward.hooks, outward.limits, stop, tell)
+    start_loggers([Logger(database, folders, sink) for sink in outward.sinks], stop, tell)
     try:
         uvicorn.run(make_page(database, password), host=host, port=port, log_level="warning", access_log=False)
     finally:

@@ -114,4 +114,5 @@ logged = Table(
     Column("bytes", BigInteger, nullable=False),  # of history.jsonl that are there
     Column("lines", BigInteger, nullable=False),
     Column("tail", Text, nullable=False),
+    Column("status", Text),  # in which the tool was told that the run ended
 )

@@ -1,4 +1,4 @@
-"""Alarms, and where each was sent."""
+"""Alarms, where each was sent, and what other tools were given."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -38,4 +38,5 @@ def upgrade() -> None:
         sa.Column("bytes", sa.BigInteger, nullable=False),
         sa.Column("lines", sa.BigInteger, nullable=False),
         sa.Column("tail", sa.Text, nullable=False),
+        sa.Column("status", sa.Text),
     )
