@@ -124,8 +124,10 @@ def _of_event(connection: Connection, run_id: int, row: Row) -> Iterator[Alarm]:
         words = f"expected scores of {site or 'a site'}, none came: {reason}"
         yield Alarm(rule=MISSING, about=(row["number"],), words=words, **common)
     elif kind == "aggregated" and number is not None:
+        said = row["facts"].get("left_out")
         for absent in _without_answer(connection, run_id, number):
-            words = f"expected an update of {absent}, none came before the round was made without it"
+            why = said.get(absent) if isinstance(said, dict) else None
+            words = f"expected an update of {absent}, none came: {why or 'the round was made without it'}"
             yield Alarm(rule=MISSING, about=(absent, number, "train"), words=words, **{**common, "site": absent})
     elif kind == "run ended" and row["facts"].get("status") != "finished":
         words = f"expected a run that finishes; it {row['facts'].get('status')}: {reason}"
@@ -141,7 +143,7 @@ def _of_clock(row: Row, limit: float) -> Iterator[Alarm]:
     if least > limit or most < -limit:
         words = (
             f"expected a clock within {limit:g} s of the server's, found the one of {row['site']} "
-            f"{min(abs(least), abs(most)):.3g} s {'ahead' if least > 0 else 'behind'} or more"
+            f"{min(abs(least), abs(most)):,.0f} s {'ahead' if least > 0 else 'behind'} or more"
         )
         yield Alarm(rule=CLOCK, about=(row["number"],), time=_time(row["time"]), words=words, site=row["site"])
 

@@ -22,11 +22,11 @@ from monitor.access import guard
 from monitor.alarm_views import run_alarms
 from monitor.database import Database, DatabaseAwayError
 from monitor.prometheus import exposition
-from monitor.tables import events, measurements
+from monitor.tables import alarms, events, measurements
 
 _FOLDER = Path(__file__).parent
 _KEPT = {"Cache-Control": "private, max-age=86400"}
-_EXPORTS = {"events": events, "measurements": measurements}
+_EXPORTS = {"events": events, "measurements": measurements, "alarms": alarms}
 
 
 def make_page(database: Database, password: str | None = None) -> FastAPI:
@@ -151,7 +151,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
 
     @app.get("/runs/{run_id}/{what}.{form}")
     def export(run_id: int, what: str, form: str) -> Response:
-        """All events or measurements of a run, row by row."""
+        """All events, measurements or alarms of a run, row by row."""
         if what not in _EXPORTS or form not in ("csv", "json"):
             raise HTTPException(404)
         with database.reading() as connection:

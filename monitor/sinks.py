@@ -120,8 +120,10 @@ class MLflow:
 
     def __init__(self, uri: str) -> None:
         """Raises SinkError where MLflow is not installed. Nothing is asked of the server yet."""
-        # MLflow reports its use to its makers unless told not to; and would wait minutes for a server that is away.
+        # Unless told not to, MLflow reports its use to its makers, and prints addresses; and it would wait minutes for
+        # a server that is away.
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         try:

@@ -134,7 +134,10 @@ class Rounds:
                 if unscored and self._is_last(on_round, unscored, _scores(trained)):
                     return unscored.number  # the work of the sites since then is not used
                 weights, self._control = replies.aggregate()
-                self._federation.exchange.note("aggregated", round=number, sites=len(trained), norms=replies.norms)
+                # The run's own words about these follow when the round is scored, which may take hours.
+                left_out = {site: said.removeprefix(": ").strip() for site, said in sorted(refusals.reasons.items())}
+                said = {"sites": len(trained), "norms": replies.norms, "left_out": left_out}
+                self._federation.exchange.note("aggregated", round=number, **said)
             self._publish(weights)
             finished = Round(
                 number=number, trained=trained, evaluated=[], refused=refusals.reasons, state=self._state(number)

@@ -3,12 +3,15 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from sqlalchemy import select
 
 from federation.audit import AUDIT, AuditLog
+from federation.messages import JOIN
 from federation.run_folder import HISTORY, POOLED, Measurement, append_history
 from monitor.alarms import CLOCK, DIVERGENCE, FAILED, MISSING, REFUSED, SILENT, of_silence
 from monitor.database import Database
@@ -17,7 +20,9 @@ from monitor.limits import Clock, Divergence, Limits, LimitsError, Rule, SilentR
 from monitor.page import make_page
 from monitor.recorder import Recorder
 from monitor.tables import alarms, deliveries, runs
+from tests.make_cohort import write_two_cohorts
 from tests.monitor.test_page import HOSTILE, Client
+from tests.small_run import federate, small_settings
 
 
 def _rows(database: Database) -> list[dict]:
@@ -66,7 +71,7 @@ def test_what_was_refused_and_who_was_missing(log: AuditLog, tmp_path: Path, dat
     log.write("refused", round=1, site="south", reason="11 times the median")
     log.write("not scored", round=1, site="north", reason="did not answer in time")
     _ask(log, 2, answered="north")
-    log.write("aggregated", round=2, sites=1, norms={})
+    log.write("aggregated", round=2, sites=1, norms={}, left_out={"south": "failed: no memory"})
     expected = [(REFUSED, "south", 1), (MISSING, "north", 1), (MISSING, "south", 2)]
     assert _fired(database, tmp_path) == expected
     log.write("refused", round=2, site="south", reason="did not answer in time")  # the same, with the reason
@@ -77,7 +82,28 @@ def test_what_was_refused_and_who_was_missing(log: AuditLog, tmp_path: Path, dat
     words = [row["words"] for row in _rows(database)]
     assert "11 times the median" in words[0]
     assert "expected scores of north, none came: did not answer in time" in words[1]
+    assert "expected an update of south, none came: failed: no memory" in words[2]
     assert "too few" in words[3]
+
+
+def test_a_real_round_without_a_site(tmp_path: Path, database: Database) -> None:
+    """One site's clock is wrong, and its process fails in the second round."""
+
+    def tamper(reply: Message) -> Message:
+        config = reply.content.config_records["config"]
+        if config["site"] == "south" and reply.metadata.message_type == JOIN:
+            numbers = reply.content.metric_records["metrics"]
+            numbers["clock"] = cast(float, numbers["clock"]) + 3600
+        if config["site"] == "south" and config.get("round") == 2:
+            raise MemoryError("no room for the batch")
+        return reply
+
+    run = small_settings("federation.rounds=3", "federation.num_sites=2", "federation.quorum=1")
+    federate(tmp_path / "run", write_two_cohorts(tmp_path / "cohorts"), run, tamper=tamper)
+    assert _fired(database, tmp_path) == [(MISSING, "south", 2), (CLOCK, "south", None)]
+    words = [row["words"] for row in _rows(database)]
+    assert "none came: failed: MemoryError: no room for the batch" in words[0]
+    assert "found the one of south 3," in words[1]
 
 
 def test_a_rule_that_is_off_is_silent(log: AuditLog, tmp_path: Path, database: Database) -> None:
@@ -238,6 +264,9 @@ def test_the_page_shows_alarms_and_what_became_of_them(log: AuditLog, tmp_path: 
     _fired(database, tmp_path)
     seen.append(client.get("/runs/1/board").text)
     assert "it failed: gone</td><td>no</td>" in seen[-1]
+    (exported,) = client.get("/runs/1/alarms.json").json()
+    assert (exported["rule"], exported["words"]) == (FAILED, _rows(database)[0]["words"])
+    assert exported["words"] in client.get("/runs/1/alarms.csv").text
     with database.writing() as connection:
         row = {
             "alarm_id": 1,
