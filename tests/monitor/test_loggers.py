@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from monitor.loggers import Logger, keep_logging
 from monitor.recorder import Recorder
 from monitor.sinks import MLflow, Point, Sink, SinkError, TensorBoard, Watched, make_sinks, safe
 from tests.monitor.test_page import HOSTILE
+from tests.postgres import postgres
 
 
 def _recorded(database: Database, folder: Path) -> None:
@@ -167,17 +169,21 @@ def test_a_run_that_makes_steps_again_is_handed_on_again(at_work: Path, database
     assert _steps(kept) == [1, 2, 3, 1, 2, 3, 4]
 
 
-def test_of_several_one_hands_on(at_work: Path, tmp_path: Path, database: Database) -> None:
-    _append(at_work, *range(1, 50))
-    _recorded(database, at_work)
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_of_several_one_hands_on(where: str, at_work: Path, tmp_path: Path) -> None:
     kept = Kept()
     kept.delay = 0.2
-    opened = [open_database(str(database.engine.url)) for _ in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        made = [Logger(each, [at_work], kept) for each in opened]
-        assert sorted(pool.map(lambda logger: logger.deliver() > 0, made)) == [False, False, True]
-    for each in opened:
-        each.close()
+    _append(at_work, *range(1, 50))
+    with postgres() if where == "postgresql" else nullcontext() as server:
+        url = f"sqlite:///{tmp_path / 'other.sqlite'}" if server is None else server.url
+        opened = [open_database(url) for _ in range(3)]
+        _recorded(opened[0], at_work)
+        with ThreadPoolExecutor(3) as pool:
+            made = [Logger(each, [at_work], kept) for each in opened]
+            assert sorted(pool.map(lambda logger: logger.deliver() > 0, made)) == [False, False, True]
+        assert [logger.deliver() for logger in made] == [0, 0, 0]
+        for each in opened:
+            each.close()
     assert _steps(kept) == list(range(1, 50))
 
 

@@ -14,11 +14,12 @@ from sqlalchemy import update
 from federation.audit import AUDIT, AuditLog
 from federation.run_folder import POOLED, Measurement, append_history, read_history, read_run
 from monitor.alarms import RULES
-from monitor.database import Database
+from monitor.database import Database, open_database
 from monitor.page import make_page
 from monitor.recorder import Recorder
 from monitor.tables import runs
 from tests.monitor.test_page import HOSTILE, Client
+from tests.postgres import postgres
 
 Sample = tuple[str, frozenset]
 
@@ -84,6 +85,15 @@ def test_the_figures_are_those_of_the_files(accept: str, real_run: Path, databas
     numbers = ("dipro_fed_loss", "dipro_fed_loss_part", "dipro_fed_metric")
     assert sum(name in numbers for name, _ in found) == num_numbers > 30
     assert [_of(found, "alarms_total", rule=rule) for rule in RULES] == [0] * len(RULES)
+
+
+def test_postgresql_gives_the_same_figures(real_run: Path, database: Database) -> None:
+    with postgres() as server:
+        other = open_database(server.url)
+        try:
+            assert _scrape(other, real_run) == _scrape(database, real_run)
+        finally:
+            other.close()
 
 
 def test_an_undefined_metric_is_not_there(tmp_path: Path, database: Database) -> None:
