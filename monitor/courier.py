@@ -96,7 +96,7 @@ class Courier:
 
     def _failed(self, due: Row[Any], error: SendError) -> None:
         tries = (due.tries or 0) + 1
-        wait = min(_LONGEST_BACK_OFF, _BACK_OFF * 2.0 ** (tries - 1))
+        wait = min(_LONGEST_BACK_OFF, _BACK_OFF * 2.0 ** min(tries - 1, 20))
         if error.is_refusal and tries >= _REFUSALS:
             self._settle(due, GIVEN_UP, str(error))
             follows = "the alarm is on the page alone"
