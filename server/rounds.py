@@ -134,7 +134,7 @@ class Rounds:
                 if unscored and self._is_last(on_round, unscored, _scores(trained)):
                     return unscored.number  # the work of the sites since then is not used
                 weights, self._control = replies.aggregate()
-                self._federation.exchange.note("aggregated", round=number, sites=len(trained), norms=replies.norms)
+                self._note(number, trained, replies)
             self._publish(weights)
             finished = Round(
                 number=number, trained=trained, evaluated=[], refused=refusals.reasons, state=self._state(number)
@@ -147,6 +147,13 @@ class Rounds:
         if unscored:
             self._is_last(on_round, unscored, self.evaluate(unscored.number, splits=("val",)))
         return federation.rounds
+
+    def _note(self, number: int, trained: list[TrainReply], replies: Replies) -> None:
+        """Tell the audit log how long the updates of a round were and how alike, never their values."""
+        note, similarity = self._federation.exchange.note, replies.similarity
+        note("aggregated", round=number, sites=len(trained), norms=replies.norms, with_others=similarity.with_others())
+        sites, cosines = similarity.matrix()
+        note("compared", round=number, sites=sites, cosines=cosines)
 
     def _validated(self, number: int) -> list[EvaluateReply]:
         return self.evaluate(number, splits=("val",)) if self._settings.federation.is_scored(number) else []
