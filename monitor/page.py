@@ -17,7 +17,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from monitor import views
+from monitor import likeness, views
 from monitor.access import guard
 from monitor.database import Database, DatabaseAwayError
 from monitor.tables import events, measurements
@@ -25,6 +25,7 @@ from monitor.tables import events, measurements
 _FOLDER = Path(__file__).parent
 _KEPT = {"Cache-Control": "private, max-age=86400"}
 _EXPORTS = {"events": events, "measurements": measurements}
+_BY_ROUND = {"norms": views.norms, "similarity": likeness.with_others, "bytes": views.traffic}
 
 
 def make_page(database: Database, password: str | None = None) -> FastAPI:
@@ -61,13 +62,14 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             found = _found(connection, run_id)
             known = views.metrics(connection, run_id)
             chosen = _chosen(known, found, metric, split)
-            wanted = [int(text) for text in request.query_params.getlist("beside") if text.isdecimal()][:20]
+            wanted = _beside(request)
             others = [
                 each
                 for each in views.all_runs(connection)
                 if each["task"] == found["task"] and each["run_id"] != run_id and each["best_step"] is not None
             ]
             beside = [views.reference(connection, each, *chosen) for each in wanted]
+            side_by_side = [found, *(each for each in others if each["run_id"] in wanted)]
             facts = {
                 "metric": chosen[0],
                 "split": chosen[1],
@@ -84,6 +86,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
                 wanted=wanted,
                 beside=[each for each in beside if each],
                 matrix=views.matrix(found, chosen[0]),
+                cross_site=likeness.cross_site(side_by_side, chosen[0]) if wanted else ([], []),
                 facts=json.dumps(facts),
             )
 
@@ -104,6 +107,8 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
                 {
                     "metric": views.series(connection, run_id, metric, split, after),
                     "norms": views.norms(connection, run_id, after),
+                    "similarity": likeness.with_others(connection, run_id, after),
+                    "compared": likeness.compared(connection, run_id),
                     "traffic": views.traffic(connection, run_id, after),
                     "timeline": [asdict(bar) for bar in views.timeline(connection, run_id)],
                 }
@@ -121,12 +126,39 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
         with database.reading() as connection:
             _found(connection, run_id)
             found = views.series(connection, run_id, metric, split)
-        rows = [
-            (step, site, value)
-            for site, line in found.items()
-            for step, value in zip(line["step"], line["value"], strict=True)
-        ]
-        return _csv(f"run-{run_id}-series", ["step", "site", metric], rows)
+        return _csv(f"run-{run_id}-series", ["step", "site", metric], _by_step(found))
+
+    @app.get("/runs/{run_id}/{what}-by-round.csv")
+    def by_round_csv(run_id: int, what: str) -> Response:
+        """Lengths of the updates, their similarity, or the bytes, whatever is drawn by round beside the metrics."""
+        if what not in _BY_ROUND:
+            raise HTTPException(404)
+        with database.reading() as connection:
+            _found(connection, run_id)
+            found = _BY_ROUND[what](connection, run_id)
+        return _csv(f"run-{run_id}-{what}", ["round", "of", what], _by_step(found))
+
+    @app.get("/runs/{run_id}/compared.csv")
+    def compared_csv(run_id: int) -> Response:
+        with database.reading() as connection:
+            _found(connection, run_id)
+            found = likeness.compared(connection, run_id) or {"round": None, "sites": [], "cosines": []}
+        rows = [[site, *cosines] for site, cosines in zip(found["sites"], found["cosines"], strict=True)]
+        return _csv(f"run-{run_id}-compared", [f"round {found['round']}", *found["sites"]], rows)
+
+    @app.get("/runs/{run_id}/{what}-sites.csv")
+    def sites_csv(run_id: int, what: str, metric: str, request: Request) -> Response:
+        """The table of the chosen model at every site, or of several runs' models at every site's test part."""
+        if what not in ("chosen", "cross"):
+            raise HTTPException(404)
+        with database.reading() as connection:
+            found = _found(connection, run_id)
+            beside = [views.one_run(connection, each) for each in _beside(request)]
+        if what == "chosen":
+            columns, rows = views.matrix(found, metric)
+        else:
+            columns, rows = likeness.cross_site([found, *(each for each in beside if each)], metric)
+        return _csv(f"run-{run_id}-{what}-sites", [metric, *columns], [[name, *values] for name, values in rows])
 
     @app.get("/runs/{run_id}/timeline.csv")
     def timeline_csv(run_id: int) -> Response:
@@ -153,6 +185,20 @@ def _found(connection: Connection, run_id: int) -> dict[str, Any]:
     if found is None:
         raise HTTPException(404, "no such run")
     return found
+
+
+def _beside(request: Request) -> list[int]:
+    """Numbers of the runs that are to be shown beside one."""
+    return [int(text) for text in request.query_params.getlist("beside") if text.isdecimal()][:20]
+
+
+def _by_step(lines: dict[str, Any]) -> list[tuple[int, str, Any]]:
+    """A row for each point of a picture's lines."""
+    return [
+        (step, name, value)
+        for name, line in lines.items()
+        for step, value in zip(line["step"], line["value"], strict=True)
+    ]
 
 
 def _board(connection: Connection, run: dict[str, Any]) -> dict[str, Any]:

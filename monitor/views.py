@@ -1,8 +1,9 @@
 """What the page shows of a run, as the database has it: numbers and texts, without a look."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select, tuple_
@@ -10,9 +11,13 @@ from sqlalchemy import Connection, Row, func, select, tuple_
 from federation.run_folder import POOLED
 from monitor.tables import events, measurements, positions, runs
 
-_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated")
+_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared")
 """Events that are shown elsewhere, or not at all; any other, of a newer version too, is listed."""
 _MOST_SHOWN = 200
+AT_WORK = ("running", "joining")
+"""States of a run that goes on."""
+_ROUND_SECONDS = 600
+"""How long a run may say nothing where its settings are not known."""
 SHOWN_ROUNDS = 8
 """Rounds of the time line, the last ones."""
 
@@ -69,20 +74,40 @@ def all_runs(connection: Connection) -> list[dict[str, Any]]:
         .scalar_subquery()
     )
     asked = select(runs, last.label("heard"), step.label("step")).order_by(runs.c.started.desc(), runs.c.run_id.desc())
-    return [dict(row._mapping) for row in connection.execute(asked)]
+    found = [dict(row._mapping) for row in connection.execute(asked)]
+    return [{**run, "is_silent": is_silent(run, run["heard"])} for run in found]
 
 
 def one_run(connection: Connection, run_id: int) -> dict[str, Any] | None:
     found = connection.execute(select(runs).where(runs.c.run_id == run_id)).one_or_none()
-    return None if found is None else dict(found._mapping)
+    if found is None:
+        return None
+    asked = select(events.c.time).where(events.c.run_id == run_id).order_by(events.c.number.desc()).limit(1)
+    heard = connection.execute(asked).scalar_one_or_none()
+    run = dict(found._mapping)
+    return {**run, "heard": heard, "is_silent": is_silent(run, heard)}
+
+
+def is_silent(run: Mapping[str, Any], heard: str | None) -> bool:
+    """Whether a run that did not end has said nothing for longer than a round may take: it may have been killed."""
+    if run["status"] not in AT_WORK or heard is None:
+        return False
+    try:
+        silence = datetime.now(UTC) - datetime.fromisoformat(heard)
+    except (ValueError, TypeError):  # a time of another form, or without a zone
+        return False
+    settings = run["settings"].get("federation")
+    allowed = settings.get("round_seconds") if isinstance(settings, dict) else None
+    return silence.total_seconds() > (allowed if isinstance(allowed, int | float) else _ROUND_SECONDS)
 
 
 def version(connection: Connection, run_id: int) -> str:
     """Changes whenever the run has something new."""
     asked = select(positions.c.file, positions.c.bytes).where(positions.c.run_id == run_id).order_by(positions.c.file)
     said = [f"{file}{size}" for file, size in connection.execute(asked)]
-    status = connection.execute(select(runs.c.status).where(runs.c.run_id == run_id)).scalar_one()
-    return "-".join([*said, status])
+    run = one_run(connection, run_id)
+    assert run is not None, "whoever asks has found the run"
+    return "-".join([*said, run["status"], *(["silent"] if run["is_silent"] else [])])
 
 
 def board(connection: Connection, run: dict[str, Any]) -> list[Seat]:
@@ -287,7 +312,7 @@ def _state(last: dict[str, int], status: str) -> str:
     sent, received = last.get("sent", 0), last.get("received", 0)
     if max(last.get("refused", 0), last.get("not scored", 0)) > max(sent, received):
         return "refused"
-    if status not in ("running", "joining"):
+    if status not in AT_WORK:
         return "done" if received >= sent else "did not answer"
     return "working" if sent > received else "waiting"
 

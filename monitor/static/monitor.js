@@ -4,7 +4,7 @@ const place = document.getElementById("facts");
 const facts = JSON.parse(place.dataset.facts);
 const base = `/runs/${place.dataset.run}`;
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const known = { metric: {}, norms: {}, traffic: {}, timeline: [] };
+const known = { metric: {}, norms: {}, similarity: {}, traffic: {}, timeline: [], compared: null };
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function layout(more) {
@@ -63,6 +63,14 @@ function bars(found) {
   return [whole, work];
 }
 
+function grid(found) {
+  if (!found || found.sites.length < 2) return [];
+  const sites = found.sites.map(plain), few = sites.length <= 12;
+  return [{ type: "heatmap", x: sites, y: sites, z: found.cosines, zmin: -1, zmax: 1, xgap: 1, ygap: 1,
+    colorscale: [[0, color("--c1")], [0.5, color("--card")], [1, color("--c0")]], texttemplate: few ? "%{z:.2f}" : "",
+    hovertemplate: "%{y} and %{x}: %{z:.3f}<extra></extra>", colorbar: { thickness: 10, outlinewidth: 0 } }];
+}
+
 function draw() {
   const drawn = lines(known.metric);
   const steps = Object.values(known.metric).flatMap((line) => [line.step[0], line.step[line.step.length - 1]]);
@@ -70,6 +78,8 @@ function draw() {
     x: [Math.min(...steps), Math.max(...steps)], y: [each.value, each.value], line: { dash: "dash", width: 2, color: color(`--c${(number + 4) % 8}`) } }));
   show("metric", drawn, { xaxis: { title: { text: facts.unit } }, yaxis: { title: { text: plain(`${facts.metric}, ${facts.split}`) } } });
   show("norms", lines(known.norms), { xaxis: { title: { text: "round" } }, yaxis: { rangemode: "tozero" } });
+  show("similarity", lines(known.similarity), { xaxis: { title: { text: "round" } }, yaxis: { range: [-1.05, 1.05] } });
+  show("compared", grid(known.compared), { margin: { l: 50, r: 12, t: 34, b: 60 }, yaxis: { autorange: "reversed" } });
   show("traffic", lines(known.traffic), { xaxis: { title: { text: "round" } }, yaxis: { title: { text: "bytes" }, rangemode: "tozero" } });
   const sites = [...new Set(known.timeline.map((bar) => plain(bar.site)))].sort().reverse();
   const element = document.getElementById("plot-timeline");
@@ -97,8 +107,9 @@ async function more() {
   const after = Math.min(last(known.metric), last(known.norms), last(known.traffic)) - 1;
   const query = new URLSearchParams({ metric: facts.metric, split: facts.split, after: Math.max(after, -1) });
   const found = await (await fetch(`${base}/series?${query}`)).json();
-  for (const name of ["metric", "norms", "traffic"]) add(known[name], found[name]);
+  for (const name of ["metric", "norms", "similarity", "traffic"]) add(known[name], found[name]);
   known.timeline = found.timeline;
+  known.compared = found.compared;
   draw();
 }
 
