@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from monitor import likeness, views
 from monitor.access import guard
 from monitor.database import Database, DatabaseAwayError
+from monitor.site_files import SITE
 from monitor.tables import events, measurements
 
 _FOLDER = Path(__file__).parent
@@ -206,6 +207,7 @@ def _board(connection: Connection, run: dict[str, Any]) -> dict[str, Any]:
         "version": views.version(connection, run["run_id"]),
         "seats": views.board(connection, run),
         "happenings": views.happenings(connection, run["run_id"]),
+        "departures": views.departures(connection, run["run_id"]) if run["kind"] == SITE else [],
     }
 
 

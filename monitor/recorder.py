@@ -15,6 +15,7 @@ from federation.run_folder import RunRecord
 from monitor.database import Database, DatabaseAwayError, prepare
 from monitor.rows import Row, event_row, measurement_rows, plain, run_row
 from monitor.run_files import ChangedError, Position, RunFolder, find_runs, new_lines
+from monitor.site_files import SITE
 from monitor.tables import events, measurements, positions, runs
 
 POLL_SECONDS = 0.5
@@ -30,9 +31,15 @@ _BOUNDS = ("run began", "run goes on", "run ended")
 class Recorder:
     """Brings a database up to what some folders say, as often as it is asked."""
 
-    def __init__(self, database: Database, folders: Sequence[Path], tell: Callable[[str], None]) -> None:
-        """`folders` are runs, or hold runs; `tell` gets each complaint once."""
-        self._database, self._folders, self._tell = database, folders, tell
+    def __init__(
+        self,
+        database: Database,
+        folders: Sequence[Path],
+        tell: Callable[[str], None],
+        find: Callable[[Sequence[Path]], list[RunFolder]] = find_runs,
+    ) -> None:
+        """`folders` are runs, or hold runs, which `find` finds; `tell` gets each complaint once."""
+        self._database, self._folders, self._tell, self._find = database, folders, tell, find
         self._is_prepared, self._polls = False, 0
         self._found: list[RunFolder] = []
         self._delivered: dict[str, object] = {}
@@ -46,7 +53,7 @@ class Recorder:
         goes on behind it. Raises DatabaseError for a database that is of no use.
         """
         if self._polls % _FIND_EVERY == 0 or not self._found:
-            self._found = find_runs(self._folders)
+            self._found = self._find(self._folders)
         self._polls += 1
         try:
             if not self._is_prepared:
@@ -95,9 +102,11 @@ class Recorder:
         except ChangedError as error:
             self._once(f"{error}; nothing more of it is recorded. `dipro-fed audit verify` says what is changed")
             return 0
-        found = [event_row(line, number) for number, line in enumerate(lines, start=position.lines + 1)]
+        numbered = enumerate(lines, start=position.lines + 1)
+        found = [event_row(line, number) for number, line in numbered if run.takes(line)]
         if found:
             connection.execute(insert(events), [{"run_id": run_id, **row} for row in found])
+        if lines:
             _keep_position(connection, run_id, "audit", end)
         return len(lines)
 
@@ -160,8 +169,8 @@ def _run_id(connection: Connection, run: RunFolder, record: RunRecord | None) ->
     row = {
         "uid": run.uid,
         "folder": plain(str(run.path)),
-        "name": plain(run.path.name),
-        "kind": "federated" if record is None else record.kind,
+        "name": plain(run.name),
+        "kind": run.kind if record is None else record.kind,
         "status": "joining",
         "started": run.changed() if record is None else run.began(record.seconds),
         "sites": [],
@@ -174,6 +183,8 @@ def _run_id(connection: Connection, run: RunFolder, record: RunRecord | None) ->
 
 def _state(connection: Connection, run_id: int, run: RunFolder, record: RunRecord | None) -> Row:
     """Status, times and error, from the events, which are written first, and from run.json."""
+    if run.kind == SITE:
+        return _state_at_site(connection, run_id)
     said = None if record is None else record.status
     error = None if record is None else record.more.get("error")
     bounds = (
@@ -192,6 +203,18 @@ def _state(connection: Connection, run_id: int, run: RunFolder, record: RunRecor
         reason = last.facts.get("reason", error)
         return {**state, "status": str(last.facts.get("status")), "ended": last.time, "error": _text(reason)}
     return {**state, "status": "running" if said == "running" else "joining", "ended": None, "error": None}
+
+
+def _state_at_site(connection: Connection, run_id: int) -> Row:
+    """From what left the site: the run is over when it scored the model that the run ends with."""
+    its_own = select(events.c.time, events.c.facts).where(events.c.run_id == run_id)
+    first = connection.execute(its_own.order_by(events.c.number).limit(1)).one_or_none()
+    last = connection.execute(its_own.order_by(events.c.number.desc()).limit(1)).one_or_none()
+    if first is None or last is None:
+        return {"status": "joining"}
+    is_over = last.facts.get("final") is True
+    status = {"status": "finished" if is_over else "running", "ended": last.time if is_over else None}
+    return {**status, "started": first.time, "step_unit": "round"}
 
 
 def _text(value: object) -> str | None:

@@ -1,5 +1,6 @@
 """What the page shows of a run, as the database has it: numbers and texts, without a look."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Row, func, select, tuple_
 from federation.run_folder import POOLED
 from monitor.tables import events, measurements, positions, runs
 
-_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared")
+_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared", "left")
 """Events that are shown elsewhere, or not at all; any other, of a newer version too, is listed."""
 _MOST_SHOWN = 200
 AT_WORK = ("running", "joining")
@@ -194,6 +195,26 @@ def happenings(connection: Connection, run_id: int) -> list[dict[str, Any]]:
     )
     found = [dict(row._mapping) for row in connection.execute(asked)]
     return [each for each in found if (each["kind"], each["facts"].get("status")) != ("run ended", "finished")]
+
+
+def departures(connection: Connection, run_id: int) -> list[dict[str, Any]]:
+    """What left a site, as its own log says: time, round, what was asked, and names, types, shapes and bytes."""
+    asked = (
+        select(events)
+        .where(events.c.run_id == run_id, events.c.kind == "left")
+        .order_by(events.c.number.desc())
+        .limit(_MOST_SHOWN)
+    )
+    return [{**row._mapping, "says": _departure(row.facts)} for row in connection.execute(asked)]
+
+
+def _departure(facts: Mapping[str, Any]) -> str:
+    """Arrays with type, shape and bytes, the names of numbers and texts; as JSON where it has another form."""
+    try:
+        arrays = [f"{name} {each['type']} {each['shape']}" for name, each in facts["arrays"].items()]
+        return "; ".join([*arrays, *(", ".join(map(str, facts[name])) for name in ("numbers", "text_bytes"))])
+    except (KeyError, TypeError, AttributeError):
+        return json.dumps(facts, ensure_ascii=False)
 
 
 def metrics(connection: Connection, run_id: int) -> list[tuple[str, str]]:

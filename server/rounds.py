@@ -94,13 +94,19 @@ class Verdict:
     """The round with the best model so far; 0 where there is none."""
     is_last: bool = False
     """Whether further rounds are not worth it."""
+    together: str = ""
+    """What `Instruction.together` tells the sites of it; empty for a round that was not scored."""
 
 
 class Rounds:
     """A federation at work on one model."""
 
-    def __init__(self, federation: Federation, model: DiPro, folder: Path, state: ServerState) -> None:
+    def __init__(
+        self, federation: Federation, model: DiPro, folder: Path, state: ServerState, together: str = ""
+    ) -> None:
         """Begin with this model, or go on with it where `state` says; replies may wait in `folder`.
+
+        `together` is what `Instruction.together` says until a further round was scored.
 
         Raises StrategyError for a strategy that these sites cannot serve, and for the state of another one.
         """
@@ -112,6 +118,7 @@ class Rounds:
         self._broadcast.publish(flatten_weights(model))
         self._control = np.zeros(control_size(self._settings, self._entries), np.float32)
         self._run, self._best_round, self._finished = state.run, state.best_round, state.finished
+        self._together = together
         self._unscored = None if state.unscored is None else Round.of_plain(state.unscored, state)
         if state.finished or state.unscored:
             self._restore(state)
@@ -160,7 +167,7 @@ class Rounds:
 
     def _is_last(self, on_round: Callable[[Round], Verdict], finished: Round, evaluated: list[EvaluateReply]) -> bool:
         verdict = on_round(replace(finished, evaluated=evaluated))
-        self._best_round = verdict.best_round
+        self._best_round, self._together = verdict.best_round, verdict.together or self._together
         return verdict.is_last
 
     def evaluate(self, number: int, *, splits: tuple[str, ...]) -> list[EvaluateReply]:
@@ -282,6 +289,7 @@ class Rounds:
                     splits=splits,
                     final=final,
                     agreement=self._federation.agreement.to_json(),
+                    together=self._together,
                     total_samples=sum(each.num_samples[SPLITS[0]] for each in self._federation.joined.values()),
                 )
                 records[parcel.base] = instruction.record()

@@ -1,6 +1,5 @@
 """How alike the directions of a round's updates are: which site pulls elsewhere."""
 
-
 import numpy as np
 
 from federation.selection import Entries
