@@ -205,6 +205,7 @@ def _by_step(lines: dict[str, Any]) -> list[tuple[int, str, Any]]:
 def _board(connection: Connection, run: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": views.version(connection, run["run_id"]),
+        "measured": bool(views.metrics(connection, run["run_id"])),
         "seats": views.board(connection, run),
         "happenings": views.happenings(connection, run["run_id"]),
         "departures": views.departures(connection, run["run_id"]) if run["kind"] == SITE else [],

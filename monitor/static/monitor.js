@@ -119,7 +119,11 @@ async function look() {
     const board = document.getElementById("board");
     const answer = await fetch(`${base}/board?version=${encodeURIComponent(board.firstElementChild.dataset.version)}`);
     if (answer.status === 200) {
+      const before = { ...board.firstElementChild.dataset };
       board.innerHTML = await answer.text();
+      const now = board.firstElementChild.dataset;
+      // With the first numbers, and at the end, the page has sections that it did not have.
+      if (now.measured !== before.measured || now.status !== before.status) return location.reload();
       await more();
     } else if (!answer.ok) throw new Error(answer.status);
     says.textContent = "";
