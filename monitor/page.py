@@ -26,14 +26,16 @@ from monitor.tables import events, measurements
 _FOLDER = Path(__file__).parent
 _KEPT = {"Cache-Control": "private, max-age=86400"}
 _EXPORTS = {"events": events, "measurements": measurements}
-_BY_ROUND = {"norms": views.norms, "similarity": likeness.with_others, "bytes": views.traffic}
+_BY_ROUND = {"norms": views.norms, "similarity": likeness.with_others, "traffic": views.traffic}
+"""Lines of numbers by round, beside the metrics."""
+_PARTS = ("metric", "timeline", *_BY_ROUND, "compared")
 
 
 def make_page(database: Database, password: str | None = None) -> FastAPI:
     """The application; without a password it answers to names of this machine alone."""
     app = FastAPI(title="dipro-fed monitor", docs_url=None, redoc_url=None, openapi_url=None)
     app.middleware("http")(guard(password))
-    app.add_middleware(GZipMiddleware, minimum_size=2000)
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=1)
     templates, plotly_js = _templates(), plotly.offline.get_plotlyjs()
 
     def render(name: str, status: int = 200, **facts: Any) -> HTMLResponse:
@@ -80,7 +82,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             return render(
                 "run.html",
                 run=found,
-                **_board(connection, found),
+                **_board(connection, found, measured=bool(known)),
                 metrics=known,
                 chosen=chosen,
                 others=others,
@@ -98,22 +100,24 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             found = _found(connection, run_id)
             if views.version(connection, run_id) == version:
                 return Response(status_code=204)
-            return render("board.html", run=found, **_board(connection, found))
+            measured = views.is_measured(connection, run_id)
+            return render("board.html", run=found, **_board(connection, found, measured=measured))
 
     @app.get("/runs/{run_id}/series")
-    def series(run_id: int, metric: str, split: str, after: int = -1) -> Response:
+    def series(run_id: int, metric: str, split: str, after: int = -1, parts: str = ",".join(_PARTS)) -> Response:
+        """What the pictures are drawn from, after a step; only some of the parts where they are named."""
+        wanted = set(parts.split(","))
         with database.reading() as connection:
             _found(connection, run_id)
-            return JSONResponse(
-                {
-                    "metric": views.series(connection, run_id, metric, split, after),
-                    "norms": views.norms(connection, run_id, after),
-                    "similarity": likeness.with_others(connection, run_id, after),
-                    "compared": likeness.compared(connection, run_id),
-                    "traffic": views.traffic(connection, run_id, after),
-                    "timeline": [asdict(bar) for bar in views.timeline(connection, run_id)],
-                }
-            )
+            found: dict[str, Any] = {}
+            if "metric" in wanted:
+                found["metric"] = views.series(connection, run_id, metric, split, after)
+            if "timeline" in wanted:
+                found["timeline"] = [asdict(bar) for bar in views.timeline(connection, run_id)]
+            found |= {name: _BY_ROUND[name](connection, run_id, after) for name in _BY_ROUND if name in wanted}
+            if "compared" in wanted:
+                found["compared"] = likeness.compared(connection, run_id)
+        return JSONResponse(found)
 
     @app.get("/runs/{run_id}/board.csv")
     def board_csv(run_id: int) -> Response:
@@ -137,7 +141,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
         with database.reading() as connection:
             _found(connection, run_id)
             found = _BY_ROUND[what](connection, run_id)
-        return _csv(f"run-{run_id}-{what}", ["round", "of", what], _by_step(found))
+        return _csv(f"run-{run_id}-{what}", ["round", "of", "value"], _by_step(found))
 
     @app.get("/runs/{run_id}/compared.csv")
     def compared_csv(run_id: int) -> Response:
@@ -202,10 +206,10 @@ def _by_step(lines: dict[str, Any]) -> list[tuple[int, str, Any]]:
     ]
 
 
-def _board(connection: Connection, run: dict[str, Any]) -> dict[str, Any]:
+def _board(connection: Connection, run: dict[str, Any], *, measured: bool) -> dict[str, Any]:
     return {
         "version": views.version(connection, run["run_id"]),
-        "measured": bool(views.metrics(connection, run["run_id"])),
+        "measured": measured,
         "seats": views.board(connection, run),
         "happenings": views.happenings(connection, run["run_id"]),
         "departures": views.departures(connection, run["run_id"]) if run["kind"] == SITE else [],

@@ -18,8 +18,8 @@ from monitor.run_files import ChangedError, Position, RunFolder, find_runs, new_
 from monitor.site_files import SITE
 from monitor.tables import events, measurements, positions, runs
 
-POLL_SECONDS = 0.5
-_FIND_EVERY = 10
+POLL_SECONDS = 0.2
+_FIND_EVERY = 25
 """Polls from one search for new folders to the next."""
 _LONGEST_BACK_OFF = 30.0
 _AT_ONCE = 1 << 20

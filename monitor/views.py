@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, Row, func, select
 
 from federation.run_folder import POOLED
 from monitor.tables import events, measurements, positions, runs
@@ -187,9 +187,12 @@ def timeline(connection: Connection, run_id: int, num_rounds: int = SHOWN_ROUNDS
 
 def happenings(connection: Connection, run_id: int) -> list[dict[str, Any]]:
     """Refusals, failures and whatever this version knows nothing of; the last ones, the latest first."""
+    kinds = set(_different(connection, events.c.kind, events.c.run_id == run_id)) - set(_ORDINARY)
+    if not kinds:
+        return []
     asked = (
         select(events)
-        .where(events.c.run_id == run_id, events.c.kind.not_in(_ORDINARY))
+        .where(events.c.run_id == run_id, events.c.kind.in_(kinds))
         .order_by(events.c.number.desc())
         .limit(_MOST_SHOWN)
     )
@@ -217,18 +220,31 @@ def _departure(facts: Mapping[str, Any]) -> str:
         return json.dumps(facts, ensure_ascii=False)
 
 
+def is_measured(connection: Connection, run_id: int) -> bool:
+    asked = select(measurements.c.step).where(measurements.c.run_id == run_id).limit(1)
+    return connection.execute(asked).first() is not None
+
+
 def metrics(connection: Connection, run_id: int) -> list[tuple[str, str]]:
     """Metric and split of all measurements; one look into the key for each, however many steps and sites there are."""
-    key = tuple_(measurements.c.metric, measurements.c.split)
-    found: list[tuple[str, str]] = []
+    return [
+        (metric, split)
+        for metric in _different(connection, measurements.c.metric, measurements.c.run_id == run_id)
+        for split in _different(
+            connection, measurements.c.split, measurements.c.run_id == run_id, measurements.c.metric == metric
+        )
+    ]
+
+
+def _different(connection: Connection, column: Column[str], *where: ColumnElement[bool]) -> list[str]:
+    """The values that a column has, in order: each is looked up behind the one before it."""
+    found: list[str] = []
     while True:
-        asked = select(measurements.c.metric, measurements.c.split).where(measurements.c.run_id == run_id)
-        if found:
-            asked = asked.where(key > found[-1])
-        row = connection.execute(asked.order_by(measurements.c.metric, measurements.c.split).limit(1)).first()
-        if row is None:
+        behind = (column > found[-1],) if found else ()
+        value = connection.execute(select(func.min(column)).where(*where, *behind)).scalar_one()
+        if value is None:
             return found
-        found.append((row.metric, row.split))
+        found.append(value)
 
 
 def series(connection: Connection, run_id: int, metric: str, split: str, after: int = -1) -> dict[str, Any]:

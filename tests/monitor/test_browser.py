@@ -112,6 +112,7 @@ def test_a_run_is_watched_from_its_beginning_to_its_end(page: Browser, tmp_path:
     steps = _Steps(runs / "first", write_two_cohorts(tmp_path / "cohorts"))
     with _monitor(runs, database) as address:
         page.wait("return true")
+        page.resize(1280, 6000)  # pictures are drawn when they are looked at
         _open(page, address)
         assert "None yet" in page.run("return document.body.innerText")
         try:
@@ -128,6 +129,7 @@ def test_a_run_is_watched_from_its_beginning_to_its_end(page: Browser, tmp_path:
         finally:
             steps.end()
         page.wait(_LINES % "metric", _is_at(ROUNDS))
+        page.wait('return [...document.querySelectorAll(".plot")].every((plot) => plot.data)')
         _the_page_says_what_the_database_has(page, database)
         _it_reads_well(page)
         wanted = page.run("return performance.getEntriesByType('resource').map((each) => each.name)")
@@ -193,4 +195,5 @@ def _it_reads_well(page: Browser) -> None:
             background = page.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
             ink = page.run("return getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")
             assert (sum(background) > sum(ink)) is (scheme == "light")
+            page.run('document.getElementById("plot-metric").scrollIntoView()')
             assert page.wait(_LABEL, lambda found, ink=ink: [int(each) for each in found[4:-1].split(",")] == ink)

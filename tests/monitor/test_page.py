@@ -115,11 +115,11 @@ def test_exports_have_every_row(real_run: Path, database: Database) -> None:
     aggregated = [line for line in lines if line["event"] == "aggregated"]
     for what, said in (("norms", lambda each, site: each["norms"][site]["parameters"]), ("similarity", _with_others)):
         rows = _table(client.get(f"/runs/1/{what}-by-round.csv").text)
-        found = {(int(row["round"]), row["of"]): float(row[what]) for row in rows}
+        found = {(int(row["round"]), row["of"]): float(row["value"]) for row in rows}
         assert found == {(each["round"], site): said(each, site) for each in aggregated for site in ("north", "south")}
-    moved = _table(client.get("/runs/1/bytes-by-round.csv").text)
+    moved = _table(client.get("/runs/1/traffic-by-round.csv").text)
     asked = [line for line in lines if line["event"] == "sent" and line["exchange"].startswith("round")]
-    assert sum(int(row["bytes"]) for row in moved if row["of"] == "to the sites") == sum(
+    assert sum(int(row["value"]) for row in moved if row["of"] == "to the sites") == sum(
         line["bytes"] for line in asked
     )
     (first, _) = _table(client.get("/runs/1/compared.csv").text)
