@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import plotly.offline
 from fastapi import FastAPI, HTTPException
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Table, select, tuple_
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -28,6 +28,7 @@ _KEPT = {"Cache-Control": "private, max-age=86400"}
 _EXPORTS = {"events": events, "measurements": measurements}
 _BY_ROUND = {"norms": views.norms, "similarity": likeness.with_others, "traffic": views.traffic}
 """Lines of numbers by round, beside the metrics."""
+_ROWS_AT_ONCE = 1000
 _PARTS = ("metric", "timeline", *_BY_ROUND, "compared")
 
 
@@ -226,26 +227,35 @@ def _exported(database: Database, run_id: int, what: str, form: str) -> Response
     table = _EXPORTS[what]
     names = [column.name for column in table.columns if column.name != "run_id"]
 
-    def rows() -> Iterator[dict[str, Any]]:
-        with database.reading() as connection:
-            asked = select(*(table.c[name] for name in names)).where(table.c.run_id == run_id)
-            for row in connection.execute(asked.order_by(*table.primary_key.columns)):
-                yield dict(row._mapping)
-
     def as_json() -> Iterator[str]:
         start = "["
-        for row in rows():
+        for row in _rows(database, table, run_id, names):
             yield f"{start}\n{json.dumps(row)}"
             start = ","
         yield "\n]\n" if start == "," else "[]\n"
 
     def as_csv() -> Iterator[str]:
         yield _line(names)
-        for row in rows():
+        for row in _rows(database, table, run_id, names):
             yield _line([json.dumps(value) if isinstance(value, dict) else value for value in row.values()])
 
     content, kind = (as_csv(), "text/csv") if form == "csv" else (as_json(), "application/json")
     return StreamingResponse(content, media_type=kind, headers=_attached(f"run-{run_id}-{what}.{form}"))
+
+
+def _rows(database: Database, table: Table, run_id: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All rows of a run, some at a time: who reads slowly holds no connection, and nobody else up."""
+    key = [column for column in table.primary_key.columns if column.name != "run_id"]
+    asked = select(*(table.c[name] for name in names)).where(table.c.run_id == run_id).order_by(*key)
+    last: list[Any] = []
+    while True:
+        behind = asked.where(tuple_(*key) > tuple_(*last)) if last else asked
+        with database.reading() as connection:
+            rows = [dict(row._mapping) for row in connection.execute(behind.limit(_ROWS_AT_ONCE))]
+        yield from rows
+        if len(rows) < _ROWS_AT_ONCE:
+            return
+        last = [rows[-1][column.name] for column in key]
 
 
 def _csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:

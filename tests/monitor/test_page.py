@@ -4,14 +4,21 @@ import asyncio
 import csv
 import json
 import re
+import socket
+import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import insert
 
 from federation.audit import AUDIT, AuditLog
 from federation.run_folder import POOLED, Measurement, append_history, read_history, read_run
@@ -19,6 +26,7 @@ from monitor.access import AccessError, read_password, require_login
 from monitor.database import Database, open_database
 from monitor.page import make_page
 from monitor.recorder import Recorder
+from monitor.tables import events
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 
@@ -322,3 +330,53 @@ def test_a_password_is_long_and_its_owners_alone(tmp_path: Path) -> None:
     path.write_text("short\n")
     with pytest.raises(AccessError, match="12 characters or more, found 5"):
         read_password(path)
+
+
+def test_watchers_who_read_slowly_hold_nobody_up(tmp_path: Path, database: Database) -> None:
+    log = AuditLog(path=tmp_path / "run" / AUDIT)
+    log.write("run began", settings={})
+    Recorder(database, [tmp_path], lambda words: None).deliver()
+    with database.writing() as connection:
+        filler = {"run_id": 1, "time": "2026-01-01", "kind": "sent", "facts": {"more": "x" * 2000}}
+        connection.execute(insert(events), [{**filler, "number": number} for number in range(10, 5010)])
+    with _served(make_page(database)) as port:
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]  # twice what the pool has
+        try:
+            for watcher in slow:
+                watcher.sendall(b"GET /runs/1/events.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert watcher.recv(100).startswith(b"HTTP/1.1 200")
+            assert httpx.get(f"http://127.0.0.1:{port}/runs/1", timeout=20).status_code == 200
+            log.write("sent", exchange="round 1, train", site="north", bytes=1)
+            assert Recorder(database, [tmp_path], lambda words: None).deliver() == 1
+            assert "north" in httpx.get(f"http://127.0.0.1:{port}/runs/1/board", timeout=20).text
+        finally:
+            for watcher in slow:
+                watcher.close()
+        found = httpx.get(f"http://127.0.0.1:{port}/runs/1/events.json", timeout=60).json()
+        assert [row["number"] for row in found] == [1, 2, *range(10, 5010)]
+
+
+@contextmanager
+def _served(app: FastAPI) -> Iterator[int]:
+    """The page on a free port of loopback."""
+    # Without web sockets, whose library warns of itself.
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(20)
+
+
+def test_two_runs_of_one_name_are_two(tmp_path: Path, database: Database) -> None:
+    for place in ("a", "b"):
+        AuditLog(path=tmp_path / place / "trial" / AUDIT).write("run began", settings={"task": place})
+    page = _client(database, tmp_path).get("/").text
+    assert page.count(">trial</a>") == 2
+    for place in ("a", "b"):
+        assert str(tmp_path / place / "trial") in page
