@@ -19,6 +19,7 @@ from client.normalisation import agreed_records
 from client.policy import SitePolicy, load_policy
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
+from client.site_history import keep_measurements
 from client.training import choose_device
 from dipro_model import DiPro, DiProConfig
 from federation.agreement import Agreement
@@ -64,11 +65,16 @@ def _answer(
     work: Callable[[Site, Instruction], JoinReply | TrainReply | EvaluateReply],
 ) -> Message:
     """Do what was asked, and write into the site's audit log what leaves it, or why nothing does."""
-    way = carrier(context, message.content)
-    if way is not None:
-        message.content = way.load(message.content)
-    instruction = Instruction.parse(message)
-    site = _site(context, instruction)
+    try:
+        way = carrier(context, message.content)
+        if way is not None:
+            message.content = way.load(message.content)
+        instruction = Instruction.parse(message)
+        site = _site(context, instruction)
+    except Exception as error:  # before it is known which run it is of
+        if folder := context.node_config.get("folder"):
+            AuditLog(path=Path(str(folder)) / AUDIT).write("refused", asked=what, reason=_reason(error))
+        raise
     asked = {"asked": what, "run": instruction.run, "round": instruction.server_round}
     log = None if site.folder is None else AuditLog(path=site.folder / AUDIT)
     try:
@@ -76,17 +82,25 @@ def _answer(
         policy = _policy(context)
         policy.check(site.settings, site.num_patients, datetime.now())
         _bound_gpu(policy, site.device)
-        content = _let_out(policy, work(site, instruction)).record()
+        reply = work(site, instruction)
+        if site.folder is not None:
+            keep_measurements(site.folder, instruction, reply)
+        content = _let_out(policy, reply).record()
     except Exception as error:
         if log is not None:
-            log.write("refused", **asked, reason=f"{type(error).__name__}: {error}")
+            log.write("refused", **asked, reason=_reason(error))
         raise
     if log is not None:
-        log.write("left", **asked, code=instruction.code_digest, **described(content))
+        is_final = {"final": True} if instruction.final else {}
+        log.write("left", **asked, **is_final, code=instruction.code_digest, **described(content))
     if way is not None:
         content = way.unload(content)
         way.close()
     return Message(content, reply_to=message)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _policy(context: Context) -> SitePolicy:

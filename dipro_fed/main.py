@@ -13,7 +13,7 @@ from dipro_fed.demo import demo
 from dipro_fed.doctor import doctor
 from dipro_fed.evaluate import evaluate
 from dipro_fed.inspect import inspect
-from dipro_fed.monitor import monitor, record
+from dipro_fed.monitor import monitor, monitor_site, record
 from dipro_fed.partition import partition
 from dipro_fed.pictures import pictures
 from dipro_fed.predict import predict
@@ -72,6 +72,7 @@ site.command()(doctor)
 site.command("start")(start_site)
 site.command("stop")(stop_site)
 site.command("status")(show_site)
+site.command("monitor")(monitor_site)
 app.add_typer(site, name="site")
 app.add_typer(server, name="server")
 

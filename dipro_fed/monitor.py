@@ -48,6 +48,12 @@ MlflowUri = Annotated[
 ]
 
 
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback with a password.")]
+PasswordFile = Annotated[
+    Path | None, typer.Option("--password-file", help="File whose first line the browser is asked for.")
+]
+
+
 def record(
     folders: Folders,
     database: DatabaseUrl = None,
@@ -75,7 +81,7 @@ def record(
     sinks = make_sinks(tensorboard, mlflow)
     opened = open_database(database or default_url())
     loggers = [Logger(opened, folders, sink) for sink in sinks]
-    recorder = Recorder(opened, folders, tell, limits)
+    recorder = Recorder(opened, folders, tell, limits=limits)
     if once:
         typer.echo(f"{opened.name}: {recorder.deliver():,} lines delivered")
         for hook in hooks:
@@ -101,13 +107,9 @@ def monitor(
     alarms: AlarmLimits = None,
     tensorboard: TensorBoardFolder = None,
     mlflow: MlflowUri = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback with a password.")] = (
-        "127.0.0.1"
-    ),
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8765,
-    password_file: Annotated[
-        Path | None, typer.Option("--password-file", help="File whose first line the browser is asked for.")
-    ] = None,
+    password_file: PasswordFile = None,
 ) -> None:
     """Record runs and show them as a page, live: sites, rounds, metrics, refusals."""
     from monitor.access import read_password, require_login
@@ -125,6 +127,35 @@ def monitor(
     typer.echo(f"http://{host}:{port} shows what is in {opened.name}; Ctrl-C ends it")
     outward = Outward(hooks=hooks, sinks=sinks, limits=limits)
     serve(opened, folders, tell, host=host, port=port, password=password, outward=outward)
+
+
+def monitor_site(
+    kit: Annotated[
+        Path, typer.Option("--kit", help="Folder that `dipro-fed provision` made.", file_okay=False, exists=True)
+    ] = Path(),
+    database: Annotated[
+        str | None, typer.Option("--database", help="As of `dipro-fed monitor`; else in the site's state folder.")
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8766,
+    password_file: PasswordFile = None,
+) -> None:
+    """Show this site's own rounds: what left it, what it refused and why, its metrics beside all sites' together."""
+    from functools import partial
+
+    from deployment.site_kit import load_site_kit
+    from monitor.access import read_password, require_login
+    from monitor.database import open_database
+    from monitor.serve import serve
+    from monitor.site_files import find_site_runs
+
+    found = load_site_kit(kit)
+    password = None if password_file is None else read_password(password_file)
+    require_login(host, password)
+    opened = open_database(database or f"sqlite:///{found.state / 'monitor.sqlite'}")
+    typer.echo(f"http://{host}:{port} shows what {found.state} says of {found.facts.site}; Ctrl-C ends it")
+    find = partial(find_site_runs, site=found.facts.site)
+    serve(opened, [found.state], tell, host=host, port=port, password=password, find=find)
 
 
 def require_folders(folders: list[Path]) -> None:

@@ -6,6 +6,7 @@ never a patient's value.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ WEIGHT_KEY = "num-examples"
 _FLAT, _CONTROL, _COUNTS = "weights", "control", "counts"
 _SCORED = "scored "
 """Before the keys of an evaluation that travels with a reply to `train`."""
+_RUN_NAME = re.compile(r"[A-Za-z0-9]{0,64}")
 RAW_TYPES = {"float32": "<f4", "uint8": "|u1"}
 WHOLE = -1
 """In place of a base version: the weights are the whole model."""
@@ -82,6 +84,9 @@ class Instruction:
     """The `Agreement` as JSON, what the site's values and class weights are to mean; empty in `join`."""
     total_samples: int = 0
     """Training samples of all sites together; 0 in `join`."""
+    together: str = ""
+    """What all sites' validation patients together say of the last round that was scored, a line of the history, for
+    people at the site to read; empty before there is one."""
 
     def record(self) -> RecordDict:
         config = ConfigRecord(
@@ -98,6 +103,7 @@ class Instruction:
                 "salt": self.salt,
                 "agreement": self.agreement,
                 "total-samples": self.total_samples,
+                "together": self.together,
             }
         )
         return RecordDict({ARRAYS: _pack(self.weights, self.control), CONFIG: config})
@@ -110,7 +116,7 @@ class Instruction:
             server_round=cast(int, config["round"]),
             version=cast(int, config["version"]),
             base=cast(int, config["base"]),
-            run=cast(str, config["run"]),
+            run=_run_name(config["run"]),
             best_round=cast(int, config["best-round"]),
             code_digest=cast(str, config["code-digest"]),
             layout_digest=cast(str, config["layout-digest"]),
@@ -121,6 +127,7 @@ class Instruction:
             salt=cast(bytes, config["salt"]),
             agreement=cast(str, config["agreement"]),
             total_samples=cast(int, config["total-samples"]),
+            together=cast(str, config["together"]),
         )
 
 
@@ -385,6 +392,13 @@ def _unpack_one(array: Array) -> np.ndarray:
     if values.shape != tuple(array.shape):
         raise MessageError(f"expected {list(array.shape)} entries, as the message says, found {list(values.shape)}")
     return values
+
+
+def _run_name(value: object) -> str:
+    """A site has a folder of this name: it must not lead anywhere else. Raises MessageError."""
+    if not isinstance(value, str) or not _RUN_NAME.fullmatch(value):
+        raise MessageError(f"expected a run's name of up to 64 letters and digits, found {str(value)[:80]!r}")
+    return value
 
 
 def _metrics(message: Message, prefix: str = "") -> dict[str, float]:

@@ -17,6 +17,8 @@ from federation.files import append_whole, write_whole
 SCHEMA_VERSION = 1
 RUN = "run.json"
 HISTORY = "history.jsonl"
+OWN_ROUNDS = "rounds"
+"""Folder, in a site's own, with what it measured itself: a folder with a history for each run."""
 
 KINDS = ("centralized", "local", "federated", "evaluated")
 STATUSES = ("running", "finished", "failed")
@@ -135,8 +137,12 @@ def read_run(folder: Path) -> RunRecord:
 
 def append_history(folder: Path, measurements: Iterable[Measurement]) -> None:
     """Add lines to history.jsonl in one write; what is there already is never changed."""
-    lines = "".join(json.dumps(asdict(each), allow_nan=False) + "\n" for each in measurements)
-    append_whole(folder / HISTORY, lines.encode())
+    append_whole(folder / HISTORY, "".join(history_line(each) + "\n" for each in measurements).encode())
+
+
+def history_line(measurement: Measurement) -> str:
+    """A measurement as JSON on one line, which `parse_measurement` reads."""
+    return json.dumps(asdict(measurement), allow_nan=False)
 
 
 def cut_history(folder: Path, num_lines: int) -> None:
@@ -167,7 +173,7 @@ def read_history(folder: Path, *, is_growing: bool = False) -> list[Measurement]
     lines = path.read_bytes().splitlines(keepends=True)
     if is_growing and lines and not lines[-1].endswith(b"\n"):
         lines.pop()
-    return [_measurement(line.decode(), f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return [parse_measurement(line.decode(), f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
 _RUN_FIELDS: dict[str, Any] = {
@@ -196,7 +202,8 @@ _HISTORY_FIELDS: dict[str, Any] = {
 }
 
 
-def _measurement(line: str, where: str) -> Measurement:
+def parse_measurement(line: str, where: str) -> Measurement:
+    """What `history_line` wrote. Raises RunError, which begins with `where`."""
     facts = _object(line, where)
     known = {name: _field(facts, name, kind, where) for name, kind in _HISTORY_FIELDS.items()}
     try:

@@ -12,28 +12,33 @@ from typing import Any
 import jinja2
 import plotly.offline
 from fastapi import FastAPI, HTTPException
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Table, select, tuple_
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-from monitor import views
+from monitor import likeness, views
 from monitor.access import guard
 from monitor.alarm_views import run_alarms
 from monitor.database import Database, DatabaseAwayError
 from monitor.prometheus import exposition
+from monitor.site_files import SITE
 from monitor.tables import alarms, events, measurements
 
 _FOLDER = Path(__file__).parent
 _KEPT = {"Cache-Control": "private, max-age=86400"}
 _EXPORTS = {"events": events, "measurements": measurements, "alarms": alarms}
+_BY_ROUND = {"norms": views.norms, "similarity": likeness.with_others, "traffic": views.traffic}
+"""Lines of numbers by round, beside the metrics."""
+_ROWS_AT_ONCE = 1000
+_PARTS = ("metric", "timeline", *_BY_ROUND, "compared")
 
 
 def make_page(database: Database, password: str | None = None) -> FastAPI:
     """The application; without a password it answers to names of this machine alone."""
     app = FastAPI(title="dipro-fed monitor", docs_url=None, redoc_url=None, openapi_url=None)
     app.middleware("http")(guard(password))
-    app.add_middleware(GZipMiddleware, minimum_size=2000)
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=1)
     templates, plotly_js = _templates(), plotly.offline.get_plotlyjs()
 
     def render(name: str, status: int = 200, **facts: Any) -> HTMLResponse:
@@ -74,13 +79,14 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             found = _found(connection, run_id)
             known = views.metrics(connection, run_id)
             chosen = _chosen(known, found, metric, split)
-            wanted = [int(text) for text in request.query_params.getlist("beside") if text.isdecimal()][:20]
+            wanted = _beside(request)
             others = [
                 each
                 for each in views.all_runs(connection)
                 if each["task"] == found["task"] and each["run_id"] != run_id and each["best_step"] is not None
             ]
             beside = [views.reference(connection, each, *chosen) for each in wanted]
+            side_by_side = [found, *(each for each in others if each["run_id"] in wanted)]
             facts = {
                 "metric": chosen[0],
                 "split": chosen[1],
@@ -90,13 +96,14 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             return render(
                 "run.html",
                 run=found,
-                **_board(connection, found),
+                **_board(connection, found, measured=bool(known)),
                 metrics=known,
                 chosen=chosen,
                 others=others,
                 wanted=wanted,
                 beside=[each for each in beside if each],
                 matrix=views.matrix(found, chosen[0]),
+                cross_site=likeness.cross_site(side_by_side, chosen[0]) if wanted else ([], []),
                 facts=json.dumps(facts),
             )
 
@@ -107,20 +114,24 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             found = _found(connection, run_id)
             if views.version(connection, run_id) == version:
                 return Response(status_code=204)
-            return render("board.html", run=found, **_board(connection, found))
+            measured = views.is_measured(connection, run_id)
+            return render("board.html", run=found, **_board(connection, found, measured=measured))
 
     @app.get("/runs/{run_id}/series")
-    def series(run_id: int, metric: str, split: str, after: int = -1) -> Response:
+    def series(run_id: int, metric: str, split: str, after: int = -1, parts: str = ",".join(_PARTS)) -> Response:
+        """What the pictures are drawn from, after a step; only some of the parts where they are named."""
+        wanted = set(parts.split(","))
         with database.reading() as connection:
             _found(connection, run_id)
-            return JSONResponse(
-                {
-                    "metric": views.series(connection, run_id, metric, split, after),
-                    "norms": views.norms(connection, run_id, after),
-                    "traffic": views.traffic(connection, run_id, after),
-                    "timeline": [asdict(bar) for bar in views.timeline(connection, run_id)],
-                }
-            )
+            found: dict[str, Any] = {}
+            if "metric" in wanted:
+                found["metric"] = views.series(connection, run_id, metric, split, after)
+            if "timeline" in wanted:
+                found["timeline"] = [asdict(bar) for bar in views.timeline(connection, run_id)]
+            found |= {name: _BY_ROUND[name](connection, run_id, after) for name in _BY_ROUND if name in wanted}
+            if "compared" in wanted:
+                found["compared"] = likeness.compared(connection, run_id)
+        return JSONResponse(found)
 
     @app.get("/runs/{run_id}/board.csv")
     def board_csv(run_id: int) -> Response:
@@ -134,12 +145,39 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
         with database.reading() as connection:
             _found(connection, run_id)
             found = views.series(connection, run_id, metric, split)
-        rows = [
-            (step, site, value)
-            for site, line in found.items()
-            for step, value in zip(line["step"], line["value"], strict=True)
-        ]
-        return _csv(f"run-{run_id}-series", ["step", "site", metric], rows)
+        return _csv(f"run-{run_id}-series", ["step", "site", metric], _by_step(found))
+
+    @app.get("/runs/{run_id}/{what}-by-round.csv")
+    def by_round_csv(run_id: int, what: str) -> Response:
+        """Lengths of the updates, their similarity, or the bytes, whatever is drawn by round beside the metrics."""
+        if what not in _BY_ROUND:
+            raise HTTPException(404)
+        with database.reading() as connection:
+            _found(connection, run_id)
+            found = _BY_ROUND[what](connection, run_id)
+        return _csv(f"run-{run_id}-{what}", ["round", "of", "value"], _by_step(found))
+
+    @app.get("/runs/{run_id}/compared.csv")
+    def compared_csv(run_id: int) -> Response:
+        with database.reading() as connection:
+            _found(connection, run_id)
+            found = likeness.compared(connection, run_id) or {"round": None, "sites": [], "cosines": []}
+        rows = [[site, *cosines] for site, cosines in zip(found["sites"], found["cosines"], strict=True)]
+        return _csv(f"run-{run_id}-compared", [f"round {found['round']}", *found["sites"]], rows)
+
+    @app.get("/runs/{run_id}/{what}-sites.csv")
+    def sites_csv(run_id: int, what: str, metric: str, request: Request) -> Response:
+        """The table of the chosen model at every site, or of several runs' models at every site's test part."""
+        if what not in ("chosen", "cross"):
+            raise HTTPException(404)
+        with database.reading() as connection:
+            found = _found(connection, run_id)
+            beside = [views.one_run(connection, each) for each in _beside(request)]
+        if what == "chosen":
+            columns, rows = views.matrix(found, metric)
+        else:
+            columns, rows = likeness.cross_site([found, *(each for each in beside if each)], metric)
+        return _csv(f"run-{run_id}-{what}-sites", [metric, *columns], [[name, *values] for name, values in rows])
 
     @app.get("/runs/{run_id}/timeline.csv")
     def timeline_csv(run_id: int) -> Response:
@@ -168,12 +206,28 @@ def _found(connection: Connection, run_id: int) -> dict[str, Any]:
     return found
 
 
-def _board(connection: Connection, run: dict[str, Any]) -> dict[str, Any]:
+def _beside(request: Request) -> list[int]:
+    """Numbers of the runs that are to be shown beside one."""
+    return [int(text) for text in request.query_params.getlist("beside") if text.isdecimal()][:20]
+
+
+def _by_step(lines: dict[str, Any]) -> list[tuple[int, str, Any]]:
+    """A row for each point of a picture's lines."""
+    return [
+        (step, name, value)
+        for name, line in lines.items()
+        for step, value in zip(line["step"], line["value"], strict=True)
+    ]
+
+
+def _board(connection: Connection, run: dict[str, Any], *, measured: bool) -> dict[str, Any]:
     return {
         "version": views.version(connection, run["run_id"]),
+        "measured": measured,
         "seats": views.board(connection, run),
         "happenings": views.happenings(connection, run["run_id"]),
         "alarms": run_alarms(connection, run["run_id"]),
+        "departures": views.departures(connection, run["run_id"]) if run["kind"] == SITE else [],
     }
 
 
@@ -187,26 +241,35 @@ def _exported(database: Database, run_id: int, what: str, form: str) -> Response
     table = _EXPORTS[what]
     names = [column.name for column in table.columns if column.name != "run_id"]
 
-    def rows() -> Iterator[dict[str, Any]]:
-        with database.reading() as connection:
-            asked = select(*(table.c[name] for name in names)).where(table.c.run_id == run_id)
-            for row in connection.execute(asked.order_by(*table.primary_key.columns)):
-                yield dict(row._mapping)
-
     def as_json() -> Iterator[str]:
         start = "["
-        for row in rows():
+        for row in _rows(database, table, run_id, names):
             yield f"{start}\n{json.dumps(row)}"
             start = ","
         yield "\n]\n" if start == "," else "[]\n"
 
     def as_csv() -> Iterator[str]:
         yield _line(names)
-        for row in rows():
+        for row in _rows(database, table, run_id, names):
             yield _line([json.dumps(value) if isinstance(value, dict) else value for value in row.values()])
 
     content, kind = (as_csv(), "text/csv") if form == "csv" else (as_json(), "application/json")
     return StreamingResponse(content, media_type=kind, headers=_attached(f"run-{run_id}-{what}.{form}"))
+
+
+def _rows(database: Database, table: Table, run_id: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All rows of a run, some at a time: who reads slowly holds no connection, and nobody else up."""
+    key = [column for column in table.primary_key.columns if column.name != "run_id"]
+    asked = select(*(table.c[name] for name in names)).where(table.c.run_id == run_id).order_by(*key)
+    last: list[Any] = []
+    while True:
+        behind = asked.where(tuple_(*key) > tuple_(*last)) if last else asked
+        with database.reading() as connection:
+            rows = [dict(row._mapping) for row in connection.execute(behind.limit(_ROWS_AT_ONCE))]
+        yield from rows
+        if len(rows) < _ROWS_AT_ONCE:
+            return
+        last = [rows[-1][column.name] for column in key]
 
 
 def _csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:

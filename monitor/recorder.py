@@ -18,10 +18,11 @@ from monitor.database import Database, DatabaseAwayError, prepare
 from monitor.limits import Limits
 from monitor.rows import Row, event_row, measurement_rows, plain, run_row
 from monitor.run_files import ChangedError, Position, RunFolder, find_runs, new_lines
+from monitor.site_files import SITE
 from monitor.tables import events, measurements, positions, runs
 
-POLL_SECONDS = 0.5
-_FIND_EVERY = 10
+POLL_SECONDS = 0.2
+_FIND_EVERY = 25
 """Polls from one search for new folders to the next."""
 _LONGEST_BACK_OFF = 30.0
 _AT_ONCE = 1 << 20
@@ -34,10 +35,17 @@ class Recorder:
     """Brings a database up to what some folders say, as often as it is asked."""
 
     def __init__(
-        self, database: Database, folders: Sequence[Path], tell: Callable[[str], None], limits: Limits | None = None
+        self,
+        database: Database,
+        folders: Sequence[Path],
+        tell: Callable[[str], None],
+        find: Callable[[Sequence[Path]], list[RunFolder]] = find_runs,
+        limits: Limits | None = None,
     ) -> None:
-        """`folders` are runs, or hold runs; `tell` gets each complaint once; `limits` say when there is an alarm."""
-        self._database, self._folders, self._tell, self._limits = database, folders, tell, limits or Limits()
+        """`folders` are runs, or hold runs, which `find` finds; `tell` gets each complaint once; `limits` say when
+        there is an alarm."""
+        self._database, self._folders, self._tell, self._find = database, folders, tell, find
+        self._limits = limits or Limits()
         self._is_prepared, self._polls = False, 0
         self._found: list[RunFolder] = []
         self._delivered: dict[str, object] = {}
@@ -52,7 +60,7 @@ class Recorder:
         """
         looks_around = self._polls % _FIND_EVERY == 0
         if looks_around or not self._found:
-            self._found = find_runs(self._folders)
+            self._found = self._find(self._folders)
         self._polls += 1
         try:
             if not self._is_prepared:
@@ -88,21 +96,22 @@ class Recorder:
         """One transaction: the next lines of both files, and the run as it then is; how many lines that were."""
         with self._database.writing() as connection:
             run_id = _run_id(connection, run, record)
-            new_events = self._events(connection, run_id, run)
-            num_lines, new_numbers = self._measurements(connection, run_id, run)
+            num_lines, new_events = self._events(connection, run_id, run)
+            num_more, new_numbers = self._measurements(connection, run_id, run)
             row = {"folder": plain(str(run.path)), **(run_row(record) if record else {})}
             state = _state(connection, run_id, run, record)
             connection.execute(update(runs).where(runs.c.run_id == run_id).values(**row, **state))
-            found = alarms.of_events(connection, run_id, new_events, self._limits)
-            found += alarms.of_losses(connection, run_id, new_numbers, self._limits)
-            if record is not None and not run.audit.is_file():
-                found += alarms.of_failure(state, record.seconds, self._limits)
-            alarms.keep(connection, run_id, found)
-        return len(new_events) + num_lines
+            if run.kind != SITE:  # alarms are of the whole federation
+                found = alarms.of_events(connection, run_id, new_events, self._limits)
+                found += alarms.of_losses(connection, run_id, new_numbers, self._limits)
+                if record is not None and not run.audit.is_file():
+                    found += alarms.of_failure(state, record.seconds, self._limits)
+                alarms.keep(connection, run_id, found)
+        return num_lines + num_more
 
     def _judge_silence(self, now: datetime) -> None:
         """Alarms of runs in these folders that say nothing; other recorders' runs may be silent to this one alone."""
-        uids = [run.uid for run in self._found]
+        uids = [run.uid for run in self._found if run.kind != SITE]
         with self._database.reading() as connection:
             asked = select(runs.c.run_id).where(runs.c.uid.in_(uids), runs.c.status.in_(alarms.AT_WORK))
             at_work = connection.execute(asked).scalars().all()
@@ -112,20 +121,23 @@ class Recorder:
                 for run_id, each in found.items():
                     alarms.keep(connection, run_id, each)
 
-    def _events(self, connection: Connection, run_id: int, run: RunFolder) -> list[Row]:
+    def _events(self, connection: Connection, run_id: int, run: RunFolder) -> tuple[int, list[Row]]:
+        """How many lines that were, and the events among them that are of the run."""
         if not run.audit.is_file():
-            return []
+            return 0, []
         position = _position(connection, run_id, "audit")
         try:
             lines, end = new_lines(run.audit, position, _AT_ONCE)
         except ChangedError as error:
             self._once(f"{error}; nothing more of it is recorded. `dipro-fed audit verify` says what is changed")
-            return []
-        found = [event_row(line, number) for number, line in enumerate(lines, start=position.lines + 1)]
+            return 0, []
+        numbered = enumerate(lines, start=position.lines + 1)
+        found = [event_row(line, number) for number, line in numbered if run.takes(line)]
         if found:
             connection.execute(insert(events), [{"run_id": run_id, **row} for row in found])
+        if lines:
             _keep_position(connection, run_id, "audit", end)
-        return found
+        return len(lines), found
 
     def _measurements(self, connection: Connection, run_id: int, run: RunFolder) -> tuple[int, list[Row]]:
         """How many lines that were, and the numbers in them."""
@@ -187,8 +199,8 @@ def _run_id(connection: Connection, run: RunFolder, record: RunRecord | None) ->
     row = {
         "uid": run.uid,
         "folder": plain(str(run.path)),
-        "name": plain(run.path.name),
-        "kind": "federated" if record is None else record.kind,
+        "name": plain(run.name),
+        "kind": run.kind if record is None else record.kind,
         "status": "joining",
         "started": run.changed() if record is None else run.began(record.seconds),
         "sites": [],
@@ -201,6 +213,8 @@ def _run_id(connection: Connection, run: RunFolder, record: RunRecord | None) ->
 
 def _state(connection: Connection, run_id: int, run: RunFolder, record: RunRecord | None) -> Row:
     """Status, times and error, from the events, which are written first, and from run.json."""
+    if run.kind == SITE:
+        return _state_at_site(connection, run_id)
     said = None if record is None else record.status
     error = None if record is None else record.more.get("error")
     bounds = (
@@ -219,6 +233,18 @@ def _state(connection: Connection, run_id: int, run: RunFolder, record: RunRecor
         reason = last.facts.get("reason", error)
         return {**state, "status": str(last.facts.get("status")), "ended": last.time, "error": _text(reason)}
     return {**state, "status": "running" if said == "running" else "joining", "ended": None, "error": None}
+
+
+def _state_at_site(connection: Connection, run_id: int) -> Row:
+    """From what left the site: the run is over when it scored the model that the run ends with."""
+    its_own = select(events.c.time, events.c.facts).where(events.c.run_id == run_id)
+    first = connection.execute(its_own.order_by(events.c.number).limit(1)).one_or_none()
+    last = connection.execute(its_own.order_by(events.c.number.desc()).limit(1)).one_or_none()
+    if first is None or last is None:
+        return {"status": "joining"}
+    is_over = last.facts.get("final") is True
+    status = {"status": "finished" if is_over else "running", "ended": last.time if is_over else None}
+    return {**status, "started": first.time, "step_unit": "round"}
 
 
 def _text(value: object) -> str | None:

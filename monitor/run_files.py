@@ -39,6 +39,16 @@ class RunFolder:
     place, is known by its machine and folder."""
 
     @property
+    def kind(self) -> str:
+        """Until run.json says it."""
+        return "federated"
+
+    @property
+    def name(self) -> str:
+        """Until run.json says it."""
+        return self.path.name
+
+    @property
     def audit(self) -> Path:
         return self.path / AUDIT
 
@@ -46,9 +56,13 @@ class RunFolder:
     def history(self) -> Path:
         return self.path / HISTORY
 
+    def takes(self, line: bytes) -> bool:
+        """Whether a line of the audit log is of this run."""
+        return True
+
     def look(self) -> tuple[object, ...]:
         """What changes when one of the files does."""
-        return tuple(_look(self.path / name) for name in (AUDIT, HISTORY, RUN))
+        return tuple(changes(self.path / name) for name in (AUDIT, HISTORY, RUN))
 
     def record(self) -> tuple[RunRecord | None, str]:
         """What run.json says, None where there is none, or none that can be read: then why."""
@@ -61,7 +75,7 @@ class RunFolder:
 
     def changed(self) -> str:
         """When run.json was written last; of a folder without one, when it was made."""
-        return _iso((self.path / RUN if (self.path / RUN).is_file() else self.path).stat().st_mtime)
+        return time_of(self.path / RUN if (self.path / RUN).is_file() else self.path)
 
     def began(self, seconds: float) -> str:
         """When the run began, for a run without an audit log that says so; it has taken so many seconds."""
@@ -124,20 +138,21 @@ def _run_paths(folder: Path, depth: int) -> Iterator[Path]:
 
 def _begins(audit: Path) -> bool:
     """Whether this is the audit log of a run at the server, not that of a site."""
-    line = _first_line(audit)
+    line = first_line(audit)
     return line is not None and line.get("event") == _BEGAN
 
 
 def _uid(folder: Path) -> str | None:
     """None while the first line of the audit log is still being written."""
     if (folder / AUDIT).is_file():
-        line = _first_line(folder / AUDIT)
+        line = first_line(folder / AUDIT)
         return None if line is None else str(line.get("hash"))
     place = f"{socket.gethostname()}\n{folder}"
     return f"folder-{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()}"
 
 
-def _first_line(path: Path) -> dict[str, object] | None:
+def first_line(path: Path) -> dict[str, object] | None:
+    """What the first line of an audit log says; None where there is none that is whole."""
     try:
         with path.open("rb") as file:
             line = file.readline()
@@ -147,12 +162,18 @@ def _first_line(path: Path) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _look(path: Path) -> tuple[int, int, int] | None:
+def changes(path: Path) -> tuple[int, int, int] | None:
+    """What is another when the file is; None where there is none."""
     try:
         found = path.stat()
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def time_of(path: Path) -> str:
+    """When a file was written last, in UTC."""
+    return _iso(path.stat().st_mtime)
 
 
 def _iso(seconds: float) -> str:

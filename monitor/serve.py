@@ -16,6 +16,7 @@ from monitor.limits import Limits
 from monitor.loggers import Logger, start_loggers
 from monitor.page import make_page
 from monitor.recorder import Recorder, record
+from monitor.run_files import RunFolder, find_runs
 from monitor.sinks import Sink
 
 
@@ -39,9 +40,10 @@ def serve(
     host: str,
     port: int,
     password: str | None,
+    find: Callable[[Sequence[Path]], list[RunFolder]] = find_runs,
     outward: Outward | None = None,
 ) -> None:
-    """Record the runs of these folders and show all runs of the database at http://HOST:PORT.
+    """Record the runs that `find` finds in these folders and show all runs of the database at http://HOST:PORT.
 
     Raises AccessError for an address that others reach where there is no password, DatabaseError for a database that is
     of no use.
@@ -50,9 +52,8 @@ def serve(
     with suppress(DatabaseAwayError):  # the recorder waits for it, and says so
         prepare(database)
     outward, stop = outward or Outward(), threading.Event()
-    recorder = threading.Thread(
-        target=record, args=(Recorder(database, folders, tell, outward.limits), stop, tell), daemon=True
-    )
+    watching = Recorder(database, folders, tell, find, limits=outward.limits)
+    recorder = threading.Thread(target=record, args=(watching, stop, tell), daemon=True)
     recorder.start()
     start_couriers(database, outward.hooks, outward.limits, stop, tell)
     start_loggers([Logger(database, folders, sink) for sink in outward.sinks], stop, tell)

@@ -1,19 +1,25 @@
 """What the page shows of a run, as the database has it: numbers and texts, without a look."""
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, Row, func, select
 
 from federation.run_folder import POOLED
 from monitor.alarm_views import alarms_version
 from monitor.tables import events, measurements, positions, runs
 
-_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated")
+_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared", "left")
 """Events that are shown elsewhere, or not at all; any other, of a newer version too, is listed."""
 _MOST_SHOWN = 200
+AT_WORK = ("running", "joining")
+"""States of a run that goes on."""
+_ROUND_SECONDS = 600
+"""How long a run may say nothing where its settings are not known."""
 SHOWN_ROUNDS = 8
 """Rounds of the time line, the last ones."""
 
@@ -70,20 +76,41 @@ def all_runs(connection: Connection) -> list[dict[str, Any]]:
         .scalar_subquery()
     )
     asked = select(runs, last.label("heard"), step.label("step")).order_by(runs.c.started.desc(), runs.c.run_id.desc())
-    return [dict(row._mapping) for row in connection.execute(asked)]
+    found = [dict(row._mapping) for row in connection.execute(asked)]
+    return [{**run, "is_silent": is_silent(run, run["heard"])} for run in found]
 
 
 def one_run(connection: Connection, run_id: int) -> dict[str, Any] | None:
     found = connection.execute(select(runs).where(runs.c.run_id == run_id)).one_or_none()
-    return None if found is None else dict(found._mapping)
+    if found is None:
+        return None
+    asked = select(events.c.time).where(events.c.run_id == run_id).order_by(events.c.number.desc()).limit(1)
+    heard = connection.execute(asked).scalar_one_or_none()
+    run = dict(found._mapping)
+    return {**run, "heard": heard, "is_silent": is_silent(run, heard)}
+
+
+def is_silent(run: Mapping[str, Any], heard: str | None) -> bool:
+    """Whether a run that did not end has said nothing for longer than a round may take: it may have been killed."""
+    if run["status"] not in AT_WORK or heard is None:
+        return False
+    try:
+        silence = datetime.now(UTC) - datetime.fromisoformat(heard)
+    except (ValueError, TypeError):  # a time of another form, or without a zone
+        return False
+    settings = run["settings"].get("federation")
+    allowed = settings.get("round_seconds") if isinstance(settings, dict) else None
+    return silence.total_seconds() > (allowed if isinstance(allowed, int | float) else _ROUND_SECONDS)
 
 
 def version(connection: Connection, run_id: int) -> str:
     """Changes whenever the run has something new."""
     asked = select(positions.c.file, positions.c.bytes).where(positions.c.run_id == run_id).order_by(positions.c.file)
     said = [f"{file}{size}" for file, size in connection.execute(asked)]
-    status = connection.execute(select(runs.c.status).where(runs.c.run_id == run_id)).scalar_one()
-    return "-".join([*said, status, alarms_version(connection, run_id)])
+    run = one_run(connection, run_id)
+    assert run is not None, "whoever asks has found the run"
+    silence = ["silent"] if run["is_silent"] else []
+    return "-".join([*said, run["status"], *silence, alarms_version(connection, run_id)])
 
 
 def board(connection: Connection, run: dict[str, Any]) -> list[Seat]:
@@ -162,9 +189,12 @@ def timeline(connection: Connection, run_id: int, num_rounds: int = SHOWN_ROUNDS
 
 def happenings(connection: Connection, run_id: int) -> list[dict[str, Any]]:
     """Refusals, failures and whatever this version knows nothing of; the last ones, the latest first."""
+    kinds = set(_different(connection, events.c.kind, events.c.run_id == run_id)) - set(_ORDINARY)
+    if not kinds:
+        return []
     asked = (
         select(events)
-        .where(events.c.run_id == run_id, events.c.kind.not_in(_ORDINARY))
+        .where(events.c.run_id == run_id, events.c.kind.in_(kinds))
         .order_by(events.c.number.desc())
         .limit(_MOST_SHOWN)
     )
@@ -172,18 +202,51 @@ def happenings(connection: Connection, run_id: int) -> list[dict[str, Any]]:
     return [each for each in found if (each["kind"], each["facts"].get("status")) != ("run ended", "finished")]
 
 
+def departures(connection: Connection, run_id: int) -> list[dict[str, Any]]:
+    """What left a site, as its own log says: time, round, what was asked, and names, types, shapes and bytes."""
+    asked = (
+        select(events)
+        .where(events.c.run_id == run_id, events.c.kind == "left")
+        .order_by(events.c.number.desc())
+        .limit(_MOST_SHOWN)
+    )
+    return [{**row._mapping, "says": _departure(row.facts)} for row in connection.execute(asked)]
+
+
+def _departure(facts: Mapping[str, Any]) -> str:
+    """Arrays with type, shape and bytes, the names of numbers and texts; as JSON where it has another form."""
+    try:
+        arrays = [f"{name} {each['type']} {each['shape']}" for name, each in facts["arrays"].items()]
+        return "; ".join([*arrays, *(", ".join(map(str, facts[name])) for name in ("numbers", "text_bytes"))])
+    except (KeyError, TypeError, AttributeError):
+        return json.dumps(facts, ensure_ascii=False)
+
+
+def is_measured(connection: Connection, run_id: int) -> bool:
+    asked = select(measurements.c.step).where(measurements.c.run_id == run_id).limit(1)
+    return connection.execute(asked).first() is not None
+
+
 def metrics(connection: Connection, run_id: int) -> list[tuple[str, str]]:
     """Metric and split of all measurements; one look into the key for each, however many steps and sites there are."""
-    key = tuple_(measurements.c.metric, measurements.c.split)
-    found: list[tuple[str, str]] = []
+    return [
+        (metric, split)
+        for metric in _different(connection, measurements.c.metric, measurements.c.run_id == run_id)
+        for split in _different(
+            connection, measurements.c.split, measurements.c.run_id == run_id, measurements.c.metric == metric
+        )
+    ]
+
+
+def _different(connection: Connection, column: Column[str], *where: ColumnElement[bool]) -> list[str]:
+    """The values that a column has, in order: each is looked up behind the one before it."""
+    found: list[str] = []
     while True:
-        asked = select(measurements.c.metric, measurements.c.split).where(measurements.c.run_id == run_id)
-        if found:
-            asked = asked.where(key > found[-1])
-        row = connection.execute(asked.order_by(measurements.c.metric, measurements.c.split).limit(1)).first()
-        if row is None:
+        behind = (column > found[-1],) if found else ()
+        value = connection.execute(select(func.min(column)).where(*where, *behind)).scalar_one()
+        if value is None:
             return found
-        found.append((row.metric, row.split))
+        found.append(value)
 
 
 def series(connection: Connection, run_id: int, metric: str, split: str, after: int = -1) -> dict[str, Any]:
@@ -288,7 +351,7 @@ def _state(last: dict[str, int], status: str) -> str:
     sent, received = last.get("sent", 0), last.get("received", 0)
     if max(last.get("refused", 0), last.get("not scored", 0)) > max(sent, received):
         return "refused"
-    if status not in ("running", "joining"):
+    if status not in AT_WORK:
         return "done" if received >= sent else "did not answer"
     return "working" if sent > received else "waiting"
 

@@ -25,6 +25,7 @@ from server.arithmetic import (
     site_moments,
 )
 from server.guards import Guard, Submission, outlying_norms, surely_ordinary
+from server.similarity import Similarity
 from server.strategies import STRATEGIES
 from server.waiting import Waiting
 
@@ -57,6 +58,8 @@ class Replies:
         self._updates: dict[str, SiteUpdate] = {}
         """Of the replies that wait, without their weights."""
         self._norms: dict[str, dict[str, float]] = {}
+        self.similarity = Similarity(guard.reference, entries.trained.without(entries.statistics))
+        """Of the updates that were taken in, outliers' too."""
         self._mean = RunningMean(guard.reference.size)
         self._moments: dict[str, Moments] = {}
         self._control, self._changes = control, set[str]()
@@ -78,6 +81,7 @@ class Replies:
         self._updates[reply.site] = SiteUpdate(
             site=reply.site, num_samples=reply.num_samples, loss=reply.losses["total"], weights=_NOTHING
         )
+        self.similarity.add(reply.site, reply.weights, reply.num_samples)
         self._waiting.keep(reply.site, _WEIGHTS, reply.weights)
         if self._strategy.recalibrate and self._entries.means.size:
             self._moments[reply.site] = site_moments(reply.weights, self._entries, reply.num_samples)

@@ -20,7 +20,7 @@ from federation.messages import EvaluateReply
 from federation.pooled import PooledMetric, combine, pooled_metrics
 from federation.prompt_pulls import pull_promptly
 from federation.resume import EarlierRun, find_earlier
-from federation.run_folder import POOLED, RUN, Measurement, RunError, RunRecord, read_run
+from federation.run_folder import POOLED, RUN, Measurement, RunError, RunRecord, history_line, read_history, read_run
 from federation.run_writer import RunWriter, new_record
 from federation.settings import RunSettings, SettingsError, from_run_config
 from server.exchange import Traffic
@@ -105,17 +105,23 @@ def coordinate(
         if monitor.has_changed:
             writer.compare_anew()
         remembered = Memory(finished.state, tuple(refused), monitor.words, _noted(traffic, finished.number))
-        writer.keep(finished.number, model, _measurements(finished, pooled), monitor.value, remembered.for_checkpoint())
+        measured = _measurements(finished, pooled)
+        writer.keep(finished.number, model, measured, monitor.value, remembered.for_checkpoint())
         writer.keep_among_last(finished.number, model, settings.federation.kept_rounds)
         if after_round is not None:
             writer.settle()
             after_round()
-        return Verdict(best_round=writer.record.best_step or 0, is_last=_is_last(writer, finished.number, settings))
+        return Verdict(
+            best_round=writer.record.best_step or 0,
+            is_last=_is_last(writer, finished.number, settings),
+            together=_said_together(measured),
+        )
 
     try:
         checkpoint = earlier.checkpoint if earlier else None
         model = initial_model(settings) if checkpoint is None else checkpoint.model()
-        rounds = Rounds(federation, model, folder, memory.server)
+        before = read_history(folder) if memory.server.finished else []
+        rounds = Rounds(federation, model, folder, memory.server, _said_together(before))
         done = memory.server.finished
         last = done if done and _is_last(writer, done, settings) else rounds.run(keep, keep_unscored)
         chosen, step = writer.chosen_model()
@@ -304,6 +310,12 @@ def _measurements(finished: Round, pooled: Mapping[str, PooledMetric]) -> list[M
     values = {name: metric.value if _usable(metric) else None for name, metric in pooled.items()}
     together = [_together(trained, {}), *([_together(evaluated, values)] if evaluated else [])]
     return [*trained, *evaluated, *together]
+
+
+def _said_together(measured: Sequence[Measurement]) -> str:
+    """The last line of all sites' validation patients together, for the sites; empty where there is none."""
+    lines = [each for each in measured if (each.site, each.split) == (POOLED, "val")]
+    return history_line(lines[-1]) if lines else ""
 
 
 def _together(lines: Sequence[Measurement], metrics: Mapping[str, float | None]) -> Measurement:

@@ -94,13 +94,19 @@ class Verdict:
     """The round with the best model so far; 0 where there is none."""
     is_last: bool = False
     """Whether further rounds are not worth it."""
+    together: str = ""
+    """What `Instruction.together` tells the sites of it; empty for a round that was not scored."""
 
 
 class Rounds:
     """A federation at work on one model."""
 
-    def __init__(self, federation: Federation, model: DiPro, folder: Path, state: ServerState) -> None:
+    def __init__(
+        self, federation: Federation, model: DiPro, folder: Path, state: ServerState, together: str = ""
+    ) -> None:
         """Begin with this model, or go on with it where `state` says; replies may wait in `folder`.
+
+        `together` is what `Instruction.together` says until a further round was scored.
 
         Raises StrategyError for a strategy that these sites cannot serve, and for the state of another one.
         """
@@ -112,6 +118,7 @@ class Rounds:
         self._broadcast.publish(flatten_weights(model))
         self._control = np.zeros(control_size(self._settings, self._entries), np.float32)
         self._run, self._best_round, self._finished = state.run, state.best_round, state.finished
+        self._together = together
         self._unscored = None if state.unscored is None else Round.of_plain(state.unscored, state)
         if state.finished or state.unscored:
             self._restore(state)
@@ -134,10 +141,7 @@ class Rounds:
                 if unscored and self._is_last(on_round, unscored, _scores(trained)):
                     return unscored.number  # the work of the sites since then is not used
                 weights, self._control = replies.aggregate()
-                # The run's own words about these follow when the round is scored, which may take hours.
-                left_out = {site: said.removeprefix(": ").strip() for site, said in sorted(refusals.reasons.items())}
-                said = {"sites": len(trained), "norms": replies.norms, "left_out": left_out}
-                self._federation.exchange.note("aggregated", round=number, **said)
+                self._note(number, trained, replies, refusals)
             self._publish(weights)
             finished = Round(
                 number=number, trained=trained, evaluated=[], refused=refusals.reasons, state=self._state(number)
@@ -151,12 +155,22 @@ class Rounds:
             self._is_last(on_round, unscored, self.evaluate(unscored.number, splits=("val",)))
         return federation.rounds
 
+    def _note(self, number: int, trained: list[TrainReply], replies: Replies, refusals: Refusals) -> None:
+        """Tell the audit log how long the updates of a round were and how alike, never their values; who has none."""
+        note, similarity = self._federation.exchange.note, replies.similarity
+        # The run's own words about these follow when the round is scored, which may take hours.
+        left_out = {site: said.removeprefix(": ").strip() for site, said in sorted(refusals.reasons.items())}
+        said = {"norms": replies.norms, "with_others": similarity.with_others(), "left_out": left_out}
+        note("aggregated", round=number, sites=len(trained), **said)
+        sites, cosines = similarity.matrix()
+        note("compared", round=number, sites=sites, cosines=cosines)
+
     def _validated(self, number: int) -> list[EvaluateReply]:
         return self.evaluate(number, splits=("val",)) if self._settings.federation.is_scored(number) else []
 
     def _is_last(self, on_round: Callable[[Round], Verdict], finished: Round, evaluated: list[EvaluateReply]) -> bool:
         verdict = on_round(replace(finished, evaluated=evaluated))
-        self._best_round = verdict.best_round
+        self._best_round, self._together = verdict.best_round, verdict.together or self._together
         return verdict.is_last
 
     def evaluate(self, number: int, *, splits: tuple[str, ...]) -> list[EvaluateReply]:
@@ -278,6 +292,7 @@ class Rounds:
                     splits=splits,
                     final=final,
                     agreement=self._federation.agreement.to_json(),
+                    together=self._together,
                     total_samples=sum(each.num_samples[SPLITS[0]] for each in self._federation.joined.values()),
                 )
                 records[parcel.base] = instruction.record()

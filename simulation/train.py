@@ -25,6 +25,7 @@ from dipro_model.vocabulary import SPLITS, Task
 from federation.agreement import Agreement, agree
 from federation.checkpoint import Checkpoint
 from federation.initial import initial_model
+from federation.memory import keep_freed_memory
 from federation.results import SplitResult
 from federation.resume import EarlierRun, find_earlier
 from federation.run_folder import POOLED, RunError, RunRecord
@@ -66,6 +67,8 @@ def train(
         raise SettingsError(
             "training.batch_norm: received is for the sites of a federation, found without one; use train"
         )
+    if settings.model.freeze_backbone:
+        keep_freed_memory()
     where = choose_device(device)
     asked = new_record(
         settings,

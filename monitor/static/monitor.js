@@ -1,10 +1,11 @@
 "use strict";
-// Draws what the server says and asks it each second whether there is more; one question at a time.
+// Draws what the server says and asks it a few times a second whether there is more; one question at a time.
 const place = document.getElementById("facts");
 const facts = JSON.parse(place.dataset.facts);
 const base = `/runs/${place.dataset.run}`;
+const PAUSE = 300;  // milliseconds
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const known = { metric: {}, norms: {}, traffic: {}, timeline: [] };
+const known = { metric: {}, norms: {}, similarity: {}, traffic: {}, timeline: [], compared: null };
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function layout(more) {
@@ -15,11 +16,27 @@ function layout(more) {
     ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
 }
 
+// A picture is drawn when it is looked at: with many sites and rounds one takes a while.
+const stale = new Set();
+const visible = new Set();
+const watcher = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    const name = target.id.slice("plot-".length);
+    if (isIntersecting) visible.add(name);
+    else visible.delete(name);
+  }
+  draw();
+}, { rootMargin: "150px" });
+document.querySelectorAll(".plot").forEach((element) => watcher.observe(element));
+
+// A log of an older version says nothing of the updates; then there is no picture of them.
+function has(name) {
+  if (name === "compared") return known.compared !== null && known.compared.sites.length > 1;
+  return name === "timeline" ? known.timeline.length > 0 : Object.keys(known[name]).length > 0;
+}
+
 function show(name, traces, more) {
   const element = document.getElementById(`plot-${name}`);
-  if (!element) return;
-  // A log of an older version says nothing of the updates; then there is no picture of them.
-  element.closest("section").hidden = !traces.some((trace) => trace.x.length);
   const image = { format: "svg", filename: `run-${place.dataset.run}-${name}` };
   Plotly.react(element, traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: true,
     modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], toImageButtonOptions: image });
@@ -63,18 +80,49 @@ function bars(found) {
   return [whole, work];
 }
 
+function grid(found) {
+  const sites = found.sites.map(plain), few = sites.length <= 12;
+  return [{ type: "heatmap", x: sites, y: sites, z: found.cosines, zmin: -1, zmax: 1, xgap: 1, ygap: 1,
+    colorscale: [[0, color("--c1")], [0.5, color("--card")], [1, color("--c0")]], texttemplate: few ? "%{z:.2f}" : "",
+    hovertemplate: "%{y} and %{x}: %{z:.3f}<extra></extra>", colorbar: { thickness: 10, outlinewidth: 0 } }];
+}
+
+const round = { title: { text: "round" } };
+const pictures = {
+  metric() {
+    const drawn = lines(known.metric);
+    const steps = Object.values(known.metric).flatMap((line) => [line.step[0], line.step[line.step.length - 1]]);
+    facts.beside.forEach((each, number) => drawn.push({ type: "scatter", mode: "lines", name: plain(each.name),
+      x: [Math.min(...steps), Math.max(...steps)], y: [each.value, each.value], line: { dash: "dash", width: 2, color: color(`--c${(number + 4) % 8}`) } }));
+    show("metric", drawn, { xaxis: { title: { text: facts.unit } }, yaxis: { title: { text: plain(`${facts.metric}, ${facts.split}`) } } });
+  },
+  timeline() {
+    const sites = [...new Set(known.timeline.map((bar) => plain(bar.site)))].sort().reverse();
+    document.getElementById("plot-timeline").style.height = `${Math.max(220, 90 + 22 * sites.length)}px`;
+    show("timeline", bars(known.timeline), { barmode: "overlay", xaxis: { type: "date" }, yaxis: { type: "category", categoryorder: "array", categoryarray: sites } });
+  },
+  norms() { show("norms", lines(known.norms), { xaxis: round, yaxis: { rangemode: "tozero" } }); },
+  similarity() { show("similarity", lines(known.similarity), { xaxis: round, yaxis: { range: [-1.05, 1.05] } }); },
+  compared() { show("compared", grid(known.compared), { margin: { l: 50, r: 12, t: 34, b: 60 }, yaxis: { autorange: "reversed" } }); },
+  traffic() { show("traffic", lines(known.traffic), { xaxis: round, yaxis: { title: { text: "bytes" }, rangemode: "tozero" } }); },
+};
+
 function draw() {
-  const drawn = lines(known.metric);
-  const steps = Object.values(known.metric).flatMap((line) => [line.step[0], line.step[line.step.length - 1]]);
-  facts.beside.forEach((each, number) => drawn.push({ type: "scatter", mode: "lines", name: plain(each.name),
-    x: [Math.min(...steps), Math.max(...steps)], y: [each.value, each.value], line: { dash: "dash", width: 2, color: color(`--c${(number + 4) % 8}`) } }));
-  show("metric", drawn, { xaxis: { title: { text: facts.unit } }, yaxis: { title: { text: plain(`${facts.metric}, ${facts.split}`) } } });
-  show("norms", lines(known.norms), { xaxis: { title: { text: "round" } }, yaxis: { rangemode: "tozero" } });
-  show("traffic", lines(known.traffic), { xaxis: { title: { text: "round" } }, yaxis: { title: { text: "bytes" }, rangemode: "tozero" } });
-  const sites = [...new Set(known.timeline.map((bar) => plain(bar.site)))].sort().reverse();
-  const element = document.getElementById("plot-timeline");
-  if (element) element.style.height = `${Math.max(220, 90 + 22 * sites.length)}px`;
-  show("timeline", bars(known.timeline), { barmode: "overlay", xaxis: { type: "date" }, yaxis: { type: "category", categoryorder: "array", categoryarray: sites } });
+  for (const name of visible) {
+    if (!stale.has(name) || !has(name)) continue;
+    stale.delete(name);
+    pictures[name]();
+  }
+}
+
+function redraw(names) {
+  for (const name of names) {
+    const element = document.getElementById(`plot-${name}`);
+    if (!element) continue;
+    element.closest("section").hidden = !has(name);
+    stale.add(name);
+  }
+  draw();
 }
 
 function last(found) {
@@ -92,14 +140,28 @@ function add(to, found) {
   }
 }
 
-async function more() {
+async function ask(names, after) {
+  const query = new URLSearchParams({ metric: facts.metric, split: facts.split, after, parts: names.join() });
+  const found = await (await fetch(`${base}/series?${query}`)).json();
+  for (const name of names) {
+    if (name === "timeline" || name === "compared") known[name] = found[name];
+    else add(known[name], found[name]);
+  }
+  redraw(names);
+}
+
+const first = ["metric", "timeline"];
+const others = ["norms", "similarity", "compared", "traffic"];
+
+function more() {
   // What was last may have been half there: it is asked for again.
   const after = Math.min(last(known.metric), last(known.norms), last(known.traffic)) - 1;
-  const query = new URLSearchParams({ metric: facts.metric, split: facts.split, after: Math.max(after, -1) });
-  const found = await (await fetch(`${base}/series?${query}`)).json();
-  for (const name of ["metric", "norms", "traffic"]) add(known[name], found[name]);
-  known.timeline = found.timeline;
-  draw();
+  return ask([...first, ...others], Math.max(after, -1));
+}
+
+async function begin() {
+  await ask(first, -1);
+  await ask(others, -1);
 }
 
 async function look() {
@@ -108,15 +170,19 @@ async function look() {
     const board = document.getElementById("board");
     const answer = await fetch(`${base}/board?version=${encodeURIComponent(board.firstElementChild.dataset.version)}`);
     if (answer.status === 200) {
+      const before = { ...board.firstElementChild.dataset };
       board.innerHTML = await answer.text();
+      const now = board.firstElementChild.dataset;
+      // With the first numbers, and at the end, the page has sections that it did not have.
+      if (now.measured !== before.measured || now.status !== before.status) return location.reload();
       await more();
     } else if (!answer.ok) throw new Error(answer.status);
     says.textContent = "";
   } catch {
     says.textContent = "No answer from the monitor; the page shows what it had.";
   }
-  setTimeout(look, 700);
+  setTimeout(look, PAUSE);
 }
 
-dark.addEventListener("change", draw);
-more().then(() => setTimeout(look, 700), () => setTimeout(look, 700));
+dark.addEventListener("change", () => redraw(Object.keys(pictures)));
+begin().finally(() => setTimeout(look, PAUSE));

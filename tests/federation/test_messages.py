@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dipro_model.vocabulary import SPLITS
 from federation.duplicates import SALT_BYTES, hash_patients
 from federation.messages import (
+    CONFIG,
     RAW,
     EvaluateReply,
     Instruction,
@@ -43,6 +44,8 @@ def _instruction() -> Instruction:
         layout_digest="1a70",
         salt=b"salt",
         agreement="{}",
+        run="0a1B",
+        together="a line",
         weights=np.arange(5, dtype=np.float32),
         splits=("val", "test"),
         final=True,
@@ -58,7 +61,18 @@ def test_an_instruction_survives_the_way() -> None:
     np.testing.assert_array_equal(parsed.weights, np.arange(5, dtype=np.float32))
     assert (parsed.server_round, parsed.splits, parsed.final) == (3, ("val", "test"), True)
     assert (parsed.code_digest, parsed.layout_digest) == ("c0de", "1a70")
-    assert (parsed.salt, parsed.agreement) == (b"salt", "{}")
+    assert (parsed.salt, parsed.agreement, parsed.run, parsed.together) == (b"salt", "{}", "0a1B", "a line")
+
+
+@pytest.mark.parametrize("run", ["../..", "/etc", "a/b", "a b", "", "x" * 65, "a\n", 7])
+def test_the_name_of_a_run_leads_to_no_other_folder(run: str | int) -> None:
+    message = _sent()
+    message.content.config_records[CONFIG]["run"] = run
+    if run == "":  # where nothing is kept
+        assert Instruction.parse(message).run == ""
+        return
+    with pytest.raises(MessageError, match="expected a run's name"):
+        Instruction.parse(message)
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)

@@ -31,7 +31,7 @@ def _rows(database: Database) -> list[dict]:
 
 
 def _fired(database: Database, folder: Path, limits: Limits | None = None) -> list[tuple]:
-    Recorder(database, [folder], lambda words: None, limits).deliver()
+    Recorder(database, [folder], lambda words: None, limits=limits).deliver()
     return [(row["rule"], row["site"], row["round"]) for row in _rows(database)]
 
 

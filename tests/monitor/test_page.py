@@ -4,12 +4,21 @@ import asyncio
 import csv
 import json
 import re
+import socket
+import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import insert
 
 from federation.audit import AUDIT, AuditLog
 from federation.run_folder import POOLED, Measurement, append_history, read_history, read_run
@@ -17,6 +26,7 @@ from monitor.access import AccessError, read_password, require_login
 from monitor.database import Database, open_database
 from monitor.page import make_page
 from monitor.recorder import Recorder
+from monitor.tables import events
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 
@@ -86,6 +96,11 @@ def test_the_pictures_are_made_of_the_files_numbers(real_run: Path, database: Da
     aggregated = [line for line in _lines(real_run) if line["event"] == "aggregated"]
     for site, line in found["norms"].items():
         assert line["value"] == [each["norms"][site]["parameters"] for each in aggregated]
+    assert sorted(found["similarity"]) == ["north", "south"]
+    for site, line in found["similarity"].items():
+        assert line == {"step": [1, 2], "value": [each["with_others"][site] for each in aggregated]}
+    cosine = [line for line in _lines(real_run) if line["event"] == "compared"][-1]["cosines"][1][0]
+    assert found["compared"] == {"round": 2, "sites": ["north", "south"], "cosines": [[1, cosine], [cosine, 1]]}
     sent = [line for line in _lines(real_run) if line["event"] == "sent" and line["exchange"].startswith("round")]
     assert sum(found["traffic"]["to the sites"]["value"]) == sum(line["bytes"] for line in sent)
     trained = [bar for bar in found["timeline"] if bar["what"] == "train"]
@@ -105,6 +120,21 @@ def test_exports_have_every_row(real_run: Path, database: Database) -> None:
     kept = client.get("/runs/1/measurements.json").json()
     assert len(kept) == sum(len(each.metrics) + len(each.parts) + 3 for each in history)
     assert len(_table(client.get("/runs/1/measurements.csv").text)) == len(kept)
+    aggregated = [line for line in lines if line["event"] == "aggregated"]
+    for what, said in (("norms", lambda each, site: each["norms"][site]["parameters"]), ("similarity", _with_others)):
+        rows = _table(client.get(f"/runs/1/{what}-by-round.csv").text)
+        found = {(int(row["round"]), row["of"]): float(row["value"]) for row in rows}
+        assert found == {(each["round"], site): said(each, site) for each in aggregated for site in ("north", "south")}
+    moved = _table(client.get("/runs/1/traffic-by-round.csv").text)
+    asked = [line for line in lines if line["event"] == "sent" and line["exchange"].startswith("round")]
+    assert sum(int(row["value"]) for row in moved if row["of"] == "to the sites") == sum(
+        line["bytes"] for line in asked
+    )
+    (first, _) = _table(client.get("/runs/1/compared.csv").text)
+    assert (first["round 2"], first["north"]) == ("north", "1.0")
+    results = read_run(real_run).more["results"]
+    for row in _table(client.get("/runs/1/chosen-sites.csv?metric=auroc").text):
+        assert float(row["test"]) == results[row["auroc"]]["test"]["auroc"]
     shown = _table(client.get("/runs/1/series.csv?metric=loss&split=train").text)
     said = {(each.step, each.site): each.loss for each in history if each.split == "train"}
     assert {(int(row["step"]), row["site"]): float(row["loss"]) for row in shown} == said
@@ -136,6 +166,13 @@ def test_another_run_is_drawn_beside(real_run: Path, tmp_path: Path, database: D
     page = client.get("/runs/1", params={"beside": 2}).text
     assert "all of it: 0.625" in page
     assert "checked" in page
+    results = record.more["results"]
+    for row in _table(client.get("/runs/1/cross-sites.csv?metric=auroc&beside=2").text):
+        assert row.pop("auroc") in ("federated", "all of it")
+        assert {site: float(value) for site, value in row.items()} == {
+            site: results[site]["test"]["auroc"] for site in ("north", "south")
+        }
+    assert "Every model at every site: auprc, test" in page
     assert client.get("/runs/2").status_code == 200
 
 
@@ -160,6 +197,37 @@ def test_only_what_changed_is_sent(tmp_path: Path, database: Database) -> None:
     assert [bar["end"] for bar in bars] == ["refused"]
 
 
+def test_a_run_that_says_nothing_for_longer_than_a_round_may_take_is_silent(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(path=tmp_path / "run" / AUDIT)
+    log.write("run began", settings={"task": "mortality", "federation": {"round_seconds": 30}})
+    client = _client(database, tmp_path)
+    heard = datetime.fromisoformat(json.loads(log.path.read_text())["time"])
+    before = re.findall(r'data-version="([^"]*)"', client.get("/runs/1/board").text)[0]
+    for seconds, is_silent in ((29, False), (31, True)):
+        monkeypatch.setattr("monitor.views.datetime", _clock(heard + timedelta(seconds=seconds)))
+        for path in ("/", "/runs/1"):
+            assert ("silent" in client.get(path).text) is is_silent
+        assert client.get("/runs/1/board", params={"version": before}).status_code == (200 if is_silent else 204)
+    log.write("run ended", status="finished", rounds=0)
+    Recorder(database, [tmp_path], lambda words: None).deliver()
+    assert "silent" not in client.get("/runs/1").text
+
+
+def _clock(time: datetime) -> type[datetime]:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return time
+
+    return Clock
+
+
+def _with_others(line: dict[str, Any], site: str) -> float:
+    return line["with_others"][site]
+
+
 def test_hostile_texts_are_shown_as_texts(tmp_path: Path, database: Database) -> None:
     log = AuditLog(path=tmp_path / HOSTILE.replace("/", "|") / AUDIT)
     log.write("run began", settings={"task": HOSTILE})
@@ -167,7 +235,8 @@ def test_hostile_texts_are_shown_as_texts(tmp_path: Path, database: Database) ->
     log.write("sent", exchange=HOSTILE, site=HOSTILE, round=1, bytes=1)
     log.write("refused", round=1, site=HOSTILE, reason=HOSTILE)
     log.write(HOSTILE, site="=1+1", mood={HOSTILE: [HOSTILE]})
-    log.write("aggregated", round=1, norms={HOSTILE: {"parameters": 1.5}})
+    log.write("aggregated", round=1, norms={HOSTILE: {"parameters": 1.5}}, with_others={HOSTILE: 0.5, "x": HOSTILE})
+    log.write("compared", round=1, sites=[HOSTILE, "x"], cosines=[[], [HOSTILE]])
     log.write("run ended", status=HOSTILE, reason=HOSTILE)
     line = {"step": 1, "site": HOSTILE, "split": HOSTILE, "metrics": {HOSTILE: 0.5}}
     (log.path.parent / "history.jsonl").write_text(json.dumps(line) + "\n")
@@ -183,7 +252,8 @@ def test_hostile_texts_are_shown_as_texts(tmp_path: Path, database: Database) ->
     assert "<" not in facts
     found = client.get("/runs/1/series", params={"metric": HOSTILE, "split": HOSTILE})
     assert found.headers["content-type"] == "application/json"
-    assert found.json()["metric"] == {HOSTILE: {"step": [1], "value": [0.5]}}
+    line = {HOSTILE: {"step": [1], "value": [0.5]}}
+    assert (found.json()["metric"], found.json()["similarity"], found.json()["compared"]) == (line, line, None)
     assert "'=1+1" in client.get("/runs/1/events.csv").text
 
 
@@ -260,3 +330,53 @@ def test_a_password_is_long_and_its_owners_alone(tmp_path: Path) -> None:
     path.write_text("short\n")
     with pytest.raises(AccessError, match="12 characters or more, found 5"):
         read_password(path)
+
+
+def test_watchers_who_read_slowly_hold_nobody_up(tmp_path: Path, database: Database) -> None:
+    log = AuditLog(path=tmp_path / "run" / AUDIT)
+    log.write("run began", settings={})
+    Recorder(database, [tmp_path], lambda words: None).deliver()
+    with database.writing() as connection:
+        filler = {"run_id": 1, "time": "2026-01-01", "kind": "sent", "facts": {"more": "x" * 2000}}
+        connection.execute(insert(events), [{**filler, "number": number} for number in range(10, 5010)])
+    with _served(make_page(database)) as port:
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]  # twice what the pool has
+        try:
+            for watcher in slow:
+                watcher.sendall(b"GET /runs/1/events.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert watcher.recv(100).startswith(b"HTTP/1.1 200")
+            assert httpx.get(f"http://127.0.0.1:{port}/runs/1", timeout=20).status_code == 200
+            log.write("sent", exchange="round 1, train", site="north", bytes=1)
+            assert Recorder(database, [tmp_path], lambda words: None).deliver() == 1
+            assert "north" in httpx.get(f"http://127.0.0.1:{port}/runs/1/board", timeout=20).text
+        finally:
+            for watcher in slow:
+                watcher.close()
+        found = httpx.get(f"http://127.0.0.1:{port}/runs/1/events.json", timeout=60).json()
+        assert [row["number"] for row in found] == [1, 2, *range(10, 5010)]
+
+
+@contextmanager
+def _served(app: FastAPI) -> Iterator[int]:
+    """The page on a free port of loopback."""
+    # Without web sockets, whose library warns of itself.
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(20)
+
+
+def test_two_runs_of_one_name_are_two(tmp_path: Path, database: Database) -> None:
+    for place in ("a", "b"):
+        AuditLog(path=tmp_path / place / "trial" / AUDIT).write("run began", settings={"task": place})
+    page = _client(database, tmp_path).get("/").text
+    assert page.count(">trial</a>") == 2
+    for place in ("a", "b"):
+        assert str(tmp_path / place / "trial") in page

@@ -75,6 +75,9 @@ def test_audit_logs_say_what_went_and_what_left(tmp_path: Path, cohorts: list[Pa
         (number, 2, ["north", "south"]) for number in (1, 2)
     ]
     assert all(norm > 0 for each in aggregated for norms in each["norms"].values() for norm in norms.values())
+    assert all(-1 <= each["with_others"][site] <= 1 for each in aggregated for site in ("north", "south"))
+    compared = [(each["round"], each["sites"], len(each["cosines"][1])) for each in said if each["event"] == "compared"]
+    assert compared == [(number, ["north", "south"], 1) for number in (1, 2)]
     assert (said[0]["event"], said[-1]["event"], said[-1]["status"]) == ("run began", "run ended", "finished")
     left = [json.loads(line) for line in site.read_text().splitlines()]
     assert [(each["asked"], each["round"]) for each in left] == [
