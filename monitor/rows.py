@@ -15,6 +15,7 @@ UNREADABLE = "unreadable line"
 _OWN = {"number", "time", "event", "previous", "hash"}
 _ROUND = re.compile(r"round (\d{1,9})\b")
 _LARGEST = 2**63 - 1
+_LARGEST_FLOAT = 10**308
 _UNDEFINED = {
     True: "the counts that sites may disclose do not tell it closely enough, or the labels leave it undefined",
     False: "the labels there leave it undefined, or the site's policy keeps it",
@@ -40,8 +41,10 @@ def measurement_rows(line: bytes) -> list[Row]:
     try:
         said = json.loads(line)
         key = {"step": int(said["step"]), "site": plain(str(said["site"])), "split": plain(str(said["split"]))}
-    except (KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError, RecursionError, OverflowError):
         raise ValueError("expected a measurement with step, site and split") from None
+    if _whole(key["step"]) is None:
+        raise ValueError("expected a step that can be counted")
     reason = _UNDEFINED[key["site"] == POOLED]
     return [{**key, "metric": plain(name), **_number(value, reason)} for name, value in _numbers(said)]
 
@@ -105,7 +108,9 @@ def _numbers(said: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _number(value: Any, reason: str) -> Row:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    # Whole numbers in JSON have no end, and beyond these no floating point number is near.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (isinstance(value, float) or abs(value) < _LARGEST_FLOAT) and math.isfinite(value):
         return {"value": float(value), "reason": None}
     return {"value": None, "reason": reason if value is None else plain(f"no number: {str(value)[:200]}")}
 

@@ -211,6 +211,17 @@ def test_what_a_newer_version_wrote_is_kept(tmp_path: Path, database: Database) 
     assert [words for words in told if "line 2: left out" in words] == told
 
 
+def test_numbers_that_no_database_holds(tmp_path: Path, database: Database) -> None:
+    told: list[str] = []
+    _begun(tmp_path)
+    lines = [{"step": step, "site": "north", "split": "val", "loss": 10**400} for step in (2**63, float("inf"), 3)]
+    (tmp_path / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert _recorder(database, tmp_path, tell=told.append).deliver() == 4
+    (row,) = _rows(database, measurements)
+    assert (row["step"], row["value"], row["reason"][:14]) == (3, None, "no number: 100")
+    assert len(told) == 2
+
+
 @pytest.mark.parametrize("where", ["sqlite", "postgresql"])
 def test_hostile_names_are_names(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     url = f"sqlite:///{tmp_path / 'm.sqlite'}" if where == "sqlite" else request.getfixturevalue("server").url
