@@ -333,3 +333,25 @@ def test_of_several_recorders_one_sends(
                 connection.exec_driver_sql("DROP TABLE dipro_fed_schema")
         for database in opened:
             database.close()
+
+
+def test_a_courier_outlives_its_database(tmp_path: Path, server: Postgres, receive: Callable[..., Receiver]) -> None:
+    receiver, told, stop = receive(), [], threading.Event()
+    database, beside = open_database(server.url), open_database(server.url)
+    courier = Courier(database, _hook(receiver.url), Limits(), told.append)
+    thread = threading.Thread(target=carry, args=(courier, stop, told.append))
+    prepare(beside)
+    thread.start()
+    try:
+        server.stop()
+        time.sleep(0.3)
+        server.start()
+        _write_refusals(tmp_path, 1)
+        Recorder(beside, [tmp_path], told.append).deliver()
+        _until(lambda: len(receiver.got) == 1)
+    finally:
+        stop.set()
+        thread.join()
+        for each in (database, beside):
+            each.close()
+    assert told == []  # the recorder says that the database is away
