@@ -303,18 +303,21 @@ def traffic(connection: Connection, run_id: int, after: int = -1) -> dict[str, A
 
 
 def reference(connection: Connection, run_id: int, metric: str, split: str) -> tuple[str, float] | None:
-    """Name and value of another run's chosen model, on the patients of all its sites."""
+    """Name and value of another run's chosen model: on the patients of all its sites, or of the only one it has."""
     run = one_run(connection, run_id)
     if run is None or run["best_step"] is None:
         return None
-    asked = select(measurements.c.value).where(
+    asked = select(measurements.c.site, measurements.c.value).where(
         measurements.c.run_id == run_id,
         measurements.c.metric == metric,
         measurements.c.split == split,
         measurements.c.step == run["best_step"],
-        measurements.c.site == POOLED,
     )
-    value = connection.execute(asked).scalar_one_or_none()
+    found = {row.site: row.value for row in connection.execute(asked)}
+    if POOLED not in found and len(found) == 1:  # trained at one site alone
+        ((site, value),) = found.items()
+        return None if value is None else (f"{run['name']}, on {site}", value)
+    value = found.get(POOLED)
     return None if value is None else (run["name"], value)
 
 

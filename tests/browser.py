@@ -55,8 +55,8 @@ class Browser:
 
     def picture(self, path: Path) -> None:
         """The whole page as a PNG, however long it is."""
-        found = self._driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-        self.resize(self.run("return innerWidth"), int(found["height"]))
+        width, height = self.run("return [innerWidth, Math.ceil(document.body.getBoundingClientRect().height)]")
+        self.resize(width, height)
         self._driver.save_screenshot(str(path))
 
 

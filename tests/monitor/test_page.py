@@ -165,6 +165,13 @@ def test_another_run_is_drawn_beside(real_run: Path, tmp_path: Path, database: D
     client = _client(database, real_run, other)
     page = client.get("/runs/1", params={"beside": 2}).text
     assert "all of it: 0.625" in page
+    alone = {**facts, "kind": "local", "name": "north alone", "sites": ["north"], "trained_on": ["north"]}
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "run.json").write_text(json.dumps(alone))
+    line = {"step": record.best_step, "site": "north", "split": "val", "metrics": {"auprc": 0.375}}
+    (tmp_path / "alone" / "history.jsonl").write_text(json.dumps(line) + "\n")
+    Recorder(database, [tmp_path], lambda words: None).deliver()
+    assert "north alone, on north: 0.375" in client.get("/runs/1", params={"beside": 3}).text
     assert "checked" in page
     results = record.more["results"]
     for row in _table(client.get("/runs/1/cross-sites.csv?metric=auroc&beside=2").text):
