@@ -19,7 +19,8 @@ def keep_measurements(folder: Path, instruction: Instruction, reply: JoinReply |
         place = folder / OWN_ROUNDS / instruction.run
         place.mkdir(parents=True, exist_ok=True)
         _end_line(place / HISTORY)
-        append_history(place, [*_together(instruction), *own])
+        # Only for people to look at: a line that a power cut takes is not worth the wait for the disk.
+        append_history(place, [*_together(instruction), *own], durably=False)
 
 
 def _own(instruction: Instruction, reply: JoinReply | TrainReply | EvaluateReply) -> Iterator[Measurement]:

@@ -42,8 +42,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         raise make_room_error(path, len(content), error) from error
 
 
-def append_whole(path: Path, content: bytes) -> None:
-    """Add to the end of a file, durably. Raises StorageError where that fails; the file is then as it was.
+def append_whole(path: Path, content: bytes, *, durably: bool = True) -> None:
+    """Add to the end of a file, durably unless told otherwise. Raises StorageError where that fails; the file is then
+    as it was.
 
     A process that is killed meanwhile may leave a part of the content: whoever reads on must know how far to trust.
     """
@@ -52,8 +53,9 @@ def append_whole(path: Path, content: bytes) -> None:
         with path.open("ab") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        if size is None:
+            if durably:
+                os.fsync(file.fileno())
+        if size is None and durably:
             _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):

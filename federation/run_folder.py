@@ -135,9 +135,11 @@ def read_run(folder: Path) -> RunRecord:
         raise RunError(f"{path}: {error}") from None
 
 
-def append_history(folder: Path, measurements: Iterable[Measurement]) -> None:
+def append_history(folder: Path, measurements: Iterable[Measurement], *, durably: bool = True) -> None:
     """Add lines to history.jsonl in one write; what is there already is never changed."""
-    append_whole(folder / HISTORY, "".join(history_line(each) + "\n" for each in measurements).encode())
+    append_whole(
+        folder / HISTORY, "".join(history_line(each) + "\n" for each in measurements).encode(), durably=durably
+    )
 
 
 def history_line(measurement: Measurement) -> str:

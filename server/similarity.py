@@ -1,5 +1,7 @@
 """How alike the directions of a round's updates are: which site pulls elsewhere."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from federation.selection import Entries
@@ -26,8 +28,7 @@ class Similarity:
         self._parts = [slice(start + -start % stride, end, stride) for start, end in entries.runs]
         size = sum(reference[part].size for part in self._parts)
         self._values = np.zeros(-(-size // _WIDTH) * _WIDTH)
-        # Fixed: what is compared must have met the same signs, and nothing depends on which these are.
-        self._signs = np.random.default_rng(0).choice([-1.0, 1.0], self._values.size)
+        self._signs = _signs(self._values.size)
         self._sketches: dict[str, np.ndarray] = {}
         self._num_samples: dict[str, int] = {}
 
@@ -55,6 +56,12 @@ class Similarity:
         weighted = {site: self._num_samples[site] * sketch for site, sketch in sorted(self._sketches.items())}
         together = np.sum(list(weighted.values()), axis=0)
         return {site: _cosine(each, together - each) for site, each in weighted.items() if len(weighted) > 1}
+
+
+@lru_cache(maxsize=1)
+def _signs(size: int) -> np.ndarray:
+    """Fixed: what is compared must have met the same signs, and nothing depends on which these are."""
+    return np.random.default_rng(0).choice([-1.0, 1.0], size)
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

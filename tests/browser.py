@@ -29,7 +29,7 @@ class Browser:
     def wait(self, script: str, wanted: Callable[[Any], bool] = bool) -> Any:
         """What a script returns as soon as that is wanted; while the page loads anew there may be nothing to ask."""
         ignored = (Exception,)
-        waiting = WebDriverWait(self._driver, _PATIENCE_SECONDS, poll_frequency=0.2, ignored_exceptions=ignored)
+        waiting = WebDriverWait(self._driver, _PATIENCE_SECONDS, poll_frequency=0.03, ignored_exceptions=ignored)
         found: list[Any] = []
 
         def is_there(driver: webdriver.Chrome) -> bool:
