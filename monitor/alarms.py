@@ -101,7 +101,7 @@ def of_silence(connection: Connection, run_id: int, now: datetime, limits: Limit
     last = connection.execute(asked.order_by(events.c.number.desc()).limit(1)).one_or_none()
     if run.status not in AT_WORK or last is None or not limits.has(SILENT):
         return []
-    deadline = limits.silent_run.seconds or _patience(run.settings, last.kind)
+    deadline = limits.silent_run.seconds or patience(run.settings, last.kind)
     since = datetime.fromisoformat(_time(last.time))
     if (now - since).total_seconds() <= deadline:
         return []
@@ -197,8 +197,11 @@ def _diverging(connection: Connection, run_id: int, split: str, rise: Rise, limi
     return Alarm(rule=DIVERGENCE, about=about, time=_time(time), words=words, round=rise.step)
 
 
-def _patience(settings: Any, last: str) -> float:
-    """How long the run itself waits, and a minute; the defaults where its log does not say."""
+def patience(settings: Any, last: str) -> float:
+    """How many seconds a run may be silent after an event of kind `last`: as long as it waits itself, and a minute.
+
+    With the defaults of the settings where its log does not say.
+    """
     said = settings.get("federation") if isinstance(settings, dict) else None
     name = "join_seconds" if last in _BEGINNINGS else "round_seconds"
     found = said.get(name) if isinstance(said, dict) else None

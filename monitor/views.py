@@ -11,15 +11,12 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, func, select
 
 from federation.run_folder import POOLED
 from monitor.alarm_views import alarms_version
+from monitor.alarms import AT_WORK, patience
 from monitor.tables import events, measurements, positions, runs
 
 _ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared", "left")
 """Events that are shown elsewhere, or not at all; any other, of a newer version too, is listed."""
 _MOST_SHOWN = 200
-AT_WORK = ("running", "joining")
-"""States of a run that goes on."""
-_ROUND_SECONDS = 600
-"""How long a run may say nothing where its settings are not known."""
 SHOWN_ROUNDS = 8
 """Rounds of the time line, the last ones."""
 
@@ -63,44 +60,38 @@ class Bar:
 
 def all_runs(connection: Connection) -> list[dict[str, Any]]:
     """The latest first, each with when it was heard of last and how far it is."""
-    last = (
-        select(events.c.time)
-        .where(events.c.run_id == runs.c.run_id)
-        .order_by(events.c.number.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
+    last = select(events).where(events.c.run_id == runs.c.run_id).order_by(events.c.number.desc()).limit(1)
+    heard, said = (last.with_only_columns(column).scalar_subquery() for column in (events.c.time, events.c.kind))
     step = (
         select(func.max(measurements.c.step))
         .where(measurements.c.run_id == runs.c.run_id, measurements.c.metric == "loss", measurements.c.split == "train")
         .scalar_subquery()
     )
-    asked = select(runs, last.label("heard"), step.label("step")).order_by(runs.c.started.desc(), runs.c.run_id.desc())
+    asked = select(runs, heard.label("heard"), said.label("said"), step.label("step"))
+    asked = asked.order_by(runs.c.started.desc(), runs.c.run_id.desc())
     found = [dict(row._mapping) for row in connection.execute(asked)]
-    return [{**run, "is_silent": is_silent(run, run["heard"])} for run in found]
+    return [{**run, "is_silent": is_silent(run, run["heard"], run["said"])} for run in found]
 
 
 def one_run(connection: Connection, run_id: int) -> dict[str, Any] | None:
     found = connection.execute(select(runs).where(runs.c.run_id == run_id)).one_or_none()
     if found is None:
         return None
-    asked = select(events.c.time).where(events.c.run_id == run_id).order_by(events.c.number.desc()).limit(1)
-    heard = connection.execute(asked).scalar_one_or_none()
-    run = dict(found._mapping)
-    return {**run, "heard": heard, "is_silent": is_silent(run, heard)}
+    asked = select(events.c.time, events.c.kind).where(events.c.run_id == run_id)
+    last = connection.execute(asked.order_by(events.c.number.desc()).limit(1)).one_or_none()
+    run, heard, said = dict(found._mapping), *((None, None) if last is None else last)
+    return {**run, "heard": heard, "is_silent": is_silent(run, heard, said)}
 
 
-def is_silent(run: Mapping[str, Any], heard: str | None) -> bool:
-    """Whether a run that did not end has said nothing for longer than a round may take: it may have been killed."""
-    if run["status"] not in AT_WORK or heard is None:
+def is_silent(run: Mapping[str, Any], heard: str | None, said: str | None) -> bool:
+    """Whether a run at work said nothing after its last event, `said`, for longer than it waits: it may be killed."""
+    if run["status"] not in AT_WORK or heard is None or said is None:
         return False
     try:
         silence = datetime.now(UTC) - datetime.fromisoformat(heard)
     except (ValueError, TypeError):  # a time of another form, or without a zone
         return False
-    settings = run["settings"].get("federation")
-    allowed = settings.get("round_seconds") if isinstance(settings, dict) else None
-    return silence.total_seconds() > (allowed if isinstance(allowed, int | float) else _ROUND_SECONDS)
+    return silence.total_seconds() > patience(run["settings"], said)
 
 
 def version(connection: Connection, run_id: int) -> str:
