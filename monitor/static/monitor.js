@@ -107,12 +107,15 @@ const pictures = {
   traffic() { show("traffic", lines(known.traffic), { xaxis: round, yaxis: { title: { text: "bytes" }, rangemode: "tozero" } }); },
 };
 
+// One picture a frame, so that the first is there before the last is drawn; none in a tab that nobody looks at.
+let isDrawing = false;
 function draw() {
-  for (const name of visible) {
-    if (!stale.has(name) || !has(name)) continue;
-    stale.delete(name);
-    pictures[name]();
-  }
+  const name = Object.keys(pictures).find((each) => visible.has(each) && stale.has(each) && has(each));
+  if (isDrawing || !name) return;
+  isDrawing = true;
+  stale.delete(name);
+  requestAnimationFrame(() => { isDrawing = false; draw(); });
+  pictures[name]();
 }
 
 function redraw(names) {

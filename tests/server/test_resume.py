@@ -72,7 +72,7 @@ def test_killed_again_and_again(tmp_path: Path, cohorts: list[Path], kind: str) 
     while not ((folder / "run.json").is_file() and read_run(folder).status == "finished"):
         writes = run(folder, cohorts, settings, kill_at=kill_at, work=federated)
         killed.add(writes[-1])
-        kill_at += 37
+        kill_at += 31
     _assert_same(folder, tmp_path / "whole")
     assert len(killed) > 3, f"the kills hit {killed} alone"
     assert {each["after_step"] for each in read_run(folder).more["interruptions"]} >= {0, 1}

@@ -231,7 +231,7 @@ def test_a_run_leaves_its_history_results_and_the_sites_own_predictions(tmp_path
     assert record.best_step in (1, 2)
     for site in ("north", "south"):
         kept = sorted(path.name for path in (tmp_path / "run" / site).iterdir())
-        assert kept == ["audit.jsonl", "chosen", "round_0001", "round_0002"]
+        assert kept == ["audit.jsonl", "chosen", "round_0001", "round_0002", "rounds"]
 
 
 def test_a_site_opens_only_its_own_cohort(tmp_path: Path, cohorts: list[Path], monkeypatch) -> None:
