@@ -1,9 +1,11 @@
-"""`dipro-fed record` and `dipro-fed monitor`: runs as they are, in a database and as a page."""
+"""`dipro-fed record`, `monitor` and `site monitor`: runs as they are, in a database and as a page."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dipro_fed.processes import Kit
 
 Folders = Annotated[
     list[Path],
@@ -46,8 +48,6 @@ MlflowUri = Annotated[
         show_envvar=True,
     ),
 ]
-
-
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback with a password.")]
 PasswordFile = Annotated[
     Path | None, typer.Option("--password-file", help="File whose first line the browser is asked for.")
@@ -130,9 +130,7 @@ def monitor(
 
 
 def monitor_site(
-    kit: Annotated[
-        Path, typer.Option("--kit", help="Folder that `dipro-fed provision` made.", file_okay=False, exists=True)
-    ] = Path(),
+    kit: Kit = Path(),
     database: Annotated[
         str | None, typer.Option("--database", help="As of `dipro-fed monitor`; else in the site's state folder.")
     ] = None,

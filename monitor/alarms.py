@@ -9,14 +9,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeGuard
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from federation.run_folder import POOLED
 from federation.sections import FederationSettings
+from monitor.database import upsert
 from monitor.divergence import Rise, rises
 from monitor.limits import Limits
 from monitor.rows import Row, plain
 from monitor.tables import alarms, events, measurements, runs
+from monitor.times import iso
 
 REFUSED, MISSING, FAILED = "refused update", "missing site", "run failed"
 DIVERGENCE, CLOCK, SILENT = "divergence", "clock", "silent run"
@@ -62,8 +63,7 @@ class Alarm:
 def keep(connection: Connection, run_id: int, found: Sequence[Alarm]) -> None:
     """Note alarms of a run; one that is there already stays as it is."""
     if found:
-        put = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(alarms)
-        once = put.on_conflict_do_nothing(index_elements=["run_id", "identity"])
+        once = upsert(connection, alarms).on_conflict_do_nothing(index_elements=["run_id", "identity"])
         connection.execute(once, [{"run_id": run_id, **each.row()} for each in found])
 
 
@@ -218,4 +218,4 @@ def _time(text: object) -> str:
         found = datetime.fromisoformat(str(text))
     except ValueError:
         found = datetime.now(UTC)
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="milliseconds")
+    return iso(found if found.tzinfo else found.replace(tzinfo=UTC))

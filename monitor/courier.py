@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, Update, and_, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from monitor.database import Database, DatabaseAwayError, DatabaseError, prepare
+from monitor.database import Database, DatabaseAwayError, DatabaseError, prepare, upsert
 from monitor.hooks import Hook, SendError
 from monitor.limits import Limits
 from monitor.tables import alarms, deliveries, runs
+from monitor.times import iso
 
 _POLL_SECONDS = 1.0
 _CLAIM_SECONDS = 60.0
@@ -64,12 +64,12 @@ class Courier:
         """The next alarm that this hook has not had, and that nobody else is at."""
         now = datetime.now(UTC)
         here = and_(deliveries.c.alarm_id == alarms.c.alarm_id, deliveries.c.hook == self._hook.kind)
-        is_free = and_(deliveries.c.state == TRYING, deliveries.c.until < _iso(now))
+        is_free = and_(deliveries.c.state == TRYING, deliveries.c.until < iso(now))
         asked = (
             select(alarms, runs.c.name, runs.c.uid, deliveries.c.until, deliveries.c.tries)
             .join(runs, runs.c.run_id == alarms.c.run_id)
             .join(deliveries, here, isouter=True)
-            .where(alarms.c.time >= _iso(now - timedelta(hours=self._limits.sent_within_hours)))
+            .where(alarms.c.time >= iso(now - timedelta(hours=self._limits.sent_within_hours)))
             .where(or_(deliveries.c.alarm_id.is_(None), is_free))
             .order_by(func.coalesce(deliveries.c.tries, 0), alarms.c.alarm_id)
             .limit(1)
@@ -79,17 +79,15 @@ class Courier:
 
     def _claim(self, due: Row[Any]) -> bool:
         """Whether the alarm is this courier's to send."""
-        until = _iso(datetime.now(UTC) + timedelta(seconds=_CLAIM_SECONDS))
+        until = iso(datetime.now(UTC) + timedelta(seconds=_CLAIM_SECONDS))
         with self._database.writing() as connection:
             if due.until is None:
-                put = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(deliveries)
                 row = {"alarm_id": due.alarm_id, "hook": self._hook.kind, "state": TRYING, "until": until, "tries": 1}
-                mine = put.values(**row).on_conflict_do_nothing().returning(deliveries.c.alarm_id)
+                mine = upsert(connection, deliveries).values(**row).on_conflict_do_nothing()
             else:
                 as_seen = (deliveries.c.state == TRYING, deliveries.c.until == due.until)
                 mine = self._row(due).where(*as_seen).values(until=until, tries=due.tries + 1)
-                mine = mine.returning(deliveries.c.alarm_id)
-            return connection.execute(mine).one_or_none() is not None
+            return connection.execute(mine.returning(deliveries.c.alarm_id)).one_or_none() is not None
 
     def _row(self, due: Row[Any]) -> Update:
         return update(deliveries).where(deliveries.c.alarm_id == due.alarm_id, deliveries.c.hook == self._hook.kind)
@@ -109,7 +107,7 @@ class Courier:
             self._tell(f"{self._hook.name}: {problem}")
 
     def _settle(self, due: Row[Any], state: str, reason: str | None, wait: float = 0.0) -> None:
-        until = _iso(datetime.now(UTC) + timedelta(seconds=wait))
+        until = iso(datetime.now(UTC) + timedelta(seconds=wait))
         with self._database.writing() as connection:
             connection.execute(self._row(due).values(state=state, until=until, reason=reason))
 
@@ -154,8 +152,3 @@ def message(due: Any) -> dict[str, Any]:
         # Chat services take what stands in < > for a command of theirs.
         "text": " ".join(text.replace("<", "‹").replace(">", "›").split()),
     }
-
-
-def _iso(time: datetime) -> str:
-    """In one form, so that times compare as texts."""
-    return time.isoformat(timespec="milliseconds")

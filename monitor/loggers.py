@@ -19,6 +19,7 @@ from monitor.rows import measurement_rows
 from monitor.run_files import ChangedError, Position, RunFolder, find_runs, new_lines
 from monitor.sinks import Point, Sink, SinkError, Watched
 from monitor.tables import events, logged, runs
+from monitor.times import iso, seconds_of
 
 _POLL_SECONDS = 2.0
 _CLAIM_SECONDS = 120.0
@@ -83,7 +84,7 @@ class Logger:
         """As long as the run is this logger's to hand on, which it stays a while longer."""
         mine = self._row(run_id).where(logged.c.holder == self._holder)
         with self._database.writing() as connection:
-            connection.execute(mine.values(**values, until=_iso(_CLAIM_SECONDS)))
+            connection.execute(mine.values(**values, until=_in(_CLAIM_SECONDS)))
 
     def _to_sink(self, hand_on: Callable[[], None]) -> None:
         try:
@@ -113,7 +114,7 @@ class Logger:
         with self._database.reading() as connection:
             for number, time in connection.execute(asked.group_by(events.c.round)):
                 if number in times:
-                    times[number] = _seconds(time, run.started)
+                    times[number] = seconds_of(time) or run.started
         return times
 
     def _run(self, folder: RunFolder) -> Watched | None:
@@ -128,14 +129,14 @@ class Logger:
             uid=row.uid,
             name=row.name,
             status=row.status,
-            started=_seconds(row.started, 0.0),
-            ended=_seconds(row.ended or "", 0.0),
+            started=seconds_of(row.started) or 0.0,
+            ended=seconds_of(row.ended) or 0.0,
             settings=row.settings,
         )
 
     def _claim(self, run_id: int) -> bool:
         """Whether this logger may hand the run on now."""
-        mine = {"holder": self._holder, "until": _iso(_CLAIM_SECONDS)}
+        mine = {"holder": self._holder, "until": _in(_CLAIM_SECONDS)}
         with self._database.writing() as connection:
             # The run's row is the lock, as for the recorder.
             connection.execute(select(runs.c.run_id).where(runs.c.run_id == run_id).with_for_update())
@@ -143,7 +144,7 @@ class Logger:
             if found is None:
                 new = {"run_id": run_id, "target": self._sink.target, "bytes": 0, "lines": 0, "tail": ""}
                 connection.execute(insert(logged).values(**new, **mine))
-            elif found.holder not in (None, self._holder) and found.until > _iso(0):
+            elif found.holder not in (None, self._holder) and found.until > _in(0):
                 return False
             else:
                 connection.execute(self._row(run_id).values(**mine))
@@ -194,13 +195,6 @@ def start_loggers(loggers: Sequence[Logger], stop: threading.Event, tell: Callab
         threading.Thread(target=keep_logging, args=(logger, stop, tell), daemon=True).start()
 
 
-def _seconds(text: str, otherwise: float) -> float:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return otherwise
-
-
-def _iso(seconds: float) -> str:
-    """So many seconds from now, in one form, so that times compare as texts."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+def _in(seconds: float) -> str:
+    """So many seconds from now."""
+    return iso(datetime.now(UTC) + timedelta(seconds=seconds))

@@ -1,9 +1,7 @@
 """The page: what the database has, as HTML, JSON and CSV; it writes nothing and needs nothing from elsewhere."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,25 +10,23 @@ from typing import Any
 import jinja2
 import plotly.offline
 from fastapi import FastAPI, HTTPException
-from sqlalchemy import Connection, Table, select, tuple_
+from sqlalchemy import Connection
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from monitor import likeness, views
+from monitor import curves, models, views
 from monitor.access import guard
 from monitor.alarm_views import run_alarms
 from monitor.database import Database, DatabaseAwayError
+from monitor.exports import EXPORTS, as_table, attached, exported
 from monitor.prometheus import exposition
 from monitor.site_files import SITE
-from monitor.tables import alarms, events, measurements
 
 _FOLDER = Path(__file__).parent
 _KEPT = {"Cache-Control": "private, max-age=86400"}
-_EXPORTS = {"events": events, "measurements": measurements, "alarms": alarms}
-_BY_ROUND = {"norms": views.norms, "similarity": likeness.with_others, "traffic": views.traffic}
+_BY_ROUND = {"norms": curves.norms, "similarity": curves.similarity, "traffic": curves.traffic}
 """Lines of numbers by round, beside the metrics."""
-_ROWS_AT_ONCE = 1000
 _PARTS = ("metric", "timeline", *_BY_ROUND, "compared")
 
 
@@ -66,7 +62,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
     @app.get("/grafana.json")
     def grafana() -> Response:
         text = (_FOLDER / "grafana" / "dipro-fed.json").read_text(encoding="utf-8")
-        return Response(text, media_type="application/json", headers=_attached("dipro-fed.json"))
+        return Response(text, media_type="application/json", headers=attached("dipro-fed.json"))
 
     @app.get("/")
     def index() -> Response:
@@ -85,7 +81,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
                 for each in views.all_runs(connection)
                 if each["task"] == found["task"] and each["run_id"] != run_id and each["best_step"] is not None
             ]
-            beside = [views.reference(connection, each, *chosen) for each in wanted]
+            beside = [models.reference(connection, each, *chosen) for each in wanted]
             side_by_side = [found, *(each for each in others if each["run_id"] in wanted)]
             facts = {
                 "metric": chosen[0],
@@ -102,8 +98,8 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
                 others=others,
                 wanted=wanted,
                 beside=[each for each in beside if each],
-                matrix=views.matrix(found, chosen[0]),
-                cross_site=likeness.cross_site(side_by_side, chosen[0]) if wanted else ([], []),
+                matrix=models.matrix(found, chosen[0]),
+                cross_site=models.cross_site(side_by_side, chosen[0]) if wanted else ([], []),
                 facts=json.dumps(facts),
             )
 
@@ -125,12 +121,12 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             _found(connection, run_id)
             found: dict[str, Any] = {}
             if "metric" in wanted:
-                found["metric"] = views.series(connection, run_id, metric, split, after)
+                found["metric"] = curves.series(connection, run_id, metric, split, after)
             if "timeline" in wanted:
                 found["timeline"] = [asdict(bar) for bar in views.timeline(connection, run_id)]
             found |= {name: _BY_ROUND[name](connection, run_id, after) for name in _BY_ROUND if name in wanted}
             if "compared" in wanted:
-                found["compared"] = likeness.compared(connection, run_id)
+                found["compared"] = curves.compared(connection, run_id)
         return JSONResponse(found)
 
     @app.get("/runs/{run_id}/board.csv")
@@ -138,14 +134,14 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
         with database.reading() as connection:
             seats = [asdict(seat) for seat in views.board(connection, _found(connection, run_id))]
         names = list(asdict(views.Seat(site="")))
-        return _csv(f"run-{run_id}-sites", names, [[seat[name] for name in names] for seat in seats])
+        return as_table(f"run-{run_id}-sites", names, [[seat[name] for name in names] for seat in seats])
 
     @app.get("/runs/{run_id}/series.csv")
     def series_csv(run_id: int, metric: str, split: str) -> Response:
         with database.reading() as connection:
             _found(connection, run_id)
-            found = views.series(connection, run_id, metric, split)
-        return _csv(f"run-{run_id}-series", ["step", "site", metric], _by_step(found))
+            found = curves.series(connection, run_id, metric, split)
+        return as_table(f"run-{run_id}-series", ["step", "site", metric], _by_step(found))
 
     @app.get("/runs/{run_id}/{what}-by-round.csv")
     def by_round_csv(run_id: int, what: str) -> Response:
@@ -155,15 +151,15 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
         with database.reading() as connection:
             _found(connection, run_id)
             found = _BY_ROUND[what](connection, run_id)
-        return _csv(f"run-{run_id}-{what}", ["round", "of", "value"], _by_step(found))
+        return as_table(f"run-{run_id}-{what}", ["round", "of", "value"], _by_step(found))
 
     @app.get("/runs/{run_id}/compared.csv")
     def compared_csv(run_id: int) -> Response:
         with database.reading() as connection:
             _found(connection, run_id)
-            found = likeness.compared(connection, run_id) or {"round": None, "sites": [], "cosines": []}
+            found = curves.compared(connection, run_id) or {"round": None, "sites": [], "cosines": []}
         rows = [[site, *cosines] for site, cosines in zip(found["sites"], found["cosines"], strict=True)]
-        return _csv(f"run-{run_id}-compared", [f"round {found['round']}", *found["sites"]], rows)
+        return as_table(f"run-{run_id}-compared", [f"round {found['round']}", *found["sites"]], rows)
 
     @app.get("/runs/{run_id}/{what}-sites.csv")
     def sites_csv(run_id: int, what: str, metric: str, request: Request) -> Response:
@@ -174,10 +170,10 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             found = _found(connection, run_id)
             beside = [views.one_run(connection, each) for each in _beside(request)]
         if what == "chosen":
-            columns, rows = views.matrix(found, metric)
+            columns, rows = models.matrix(found, metric)
         else:
-            columns, rows = likeness.cross_site([found, *(each for each in beside if each)], metric)
-        return _csv(f"run-{run_id}-{what}-sites", [metric, *columns], [[name, *values] for name, values in rows])
+            columns, rows = models.cross_site([found, *(each for each in beside if each)], metric)
+        return as_table(f"run-{run_id}-{what}-sites", [metric, *columns], [[name, *values] for name, values in rows])
 
     @app.get("/runs/{run_id}/timeline.csv")
     def timeline_csv(run_id: int) -> Response:
@@ -185,16 +181,16 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
             _found(connection, run_id)
             bars = [asdict(bar) for bar in views.timeline(connection, run_id)]
         names = ["site", "what", "round", "sent", "received", "seconds", "end"]
-        return _csv(f"run-{run_id}-timeline", names, [[bar[name] for name in names] for bar in bars])
+        return as_table(f"run-{run_id}-timeline", names, [[bar[name] for name in names] for bar in bars])
 
     @app.get("/runs/{run_id}/{what}.{form}")
     def export(run_id: int, what: str, form: str) -> Response:
         """All events, measurements or alarms of a run, row by row."""
-        if what not in _EXPORTS or form not in ("csv", "json"):
+        if what not in EXPORTS or form not in ("csv", "json"):
             raise HTTPException(404)
         with database.reading() as connection:
             _found(connection, run_id)
-        return _exported(database, run_id, what, form)
+        return exported(database, run_id, what, form)
 
     return app
 
@@ -235,63 +231,6 @@ def _chosen(known: Sequence[tuple[str, str]], run: dict[str, Any], metric: str, 
     """The metric and split that were asked for, or what chooses the run's best step, or the loss."""
     wanted = [(metric, split), (run["monitor"], "val"), ("loss", "val"), ("loss", "train")]
     return next((each for each in wanted if each in known), known[0] if known else ("loss", "train"))
-
-
-def _exported(database: Database, run_id: int, what: str, form: str) -> Response:
-    table = _EXPORTS[what]
-    names = [column.name for column in table.columns if column.name != "run_id"]
-
-    def as_json() -> Iterator[str]:
-        start = "["
-        for row in _rows(database, table, run_id, names):
-            yield f"{start}\n{json.dumps(row)}"
-            start = ","
-        yield "\n]\n" if start == "," else "[]\n"
-
-    def as_csv() -> Iterator[str]:
-        yield _line(names)
-        for row in _rows(database, table, run_id, names):
-            yield _line([json.dumps(value) if isinstance(value, dict) else value for value in row.values()])
-
-    content, kind = (as_csv(), "text/csv") if form == "csv" else (as_json(), "application/json")
-    return StreamingResponse(content, media_type=kind, headers=_attached(f"run-{run_id}-{what}.{form}"))
-
-
-def _rows(database: Database, table: Table, run_id: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """All rows of a run, some at a time: who reads slowly holds no connection, and nobody else up."""
-    key = [column for column in table.primary_key.columns if column.name != "run_id"]
-    asked = select(*(table.c[name] for name in names)).where(table.c.run_id == run_id).order_by(*key)
-    last: list[Any] = []
-    while True:
-        behind = asked.where(tuple_(*key) > tuple_(*last)) if last else asked
-        with database.reading() as connection:
-            rows = [dict(row._mapping) for row in connection.execute(behind.limit(_ROWS_AT_ONCE))]
-        yield from rows
-        if len(rows) < _ROWS_AT_ONCE:
-            return
-        last = [rows[-1][column.name] for column in key]
-
-
-def _csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
-    text = "".join([_line(header), *(_line(row) for row in rows)])
-    return Response(text, media_type="text/csv", headers=_attached(f"{name}.csv"))
-
-
-def _line(values: Sequence[object]) -> str:
-    written = io.StringIO()
-    csv.writer(written).writerow([_cell(value) for value in values])
-    return written.getvalue()
-
-
-def _cell(value: object) -> object:
-    """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    if isinstance(value, dict | list | tuple):
-        value = json.dumps(value)
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-def _attached(name: str) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
 def _templates() -> jinja2.Environment:

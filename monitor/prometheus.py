@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, select
 from monitor import views
 from monitor.alarms import AT_WORK, RULES
 from monitor.tables import alarms, events, measurements
+from monitor.times import seconds_of
 
 _KEPT_AFTER_END = timedelta(days=1)
 _KEPT_IN_SILENCE = timedelta(days=7)
@@ -63,7 +64,7 @@ class _Figures(Collector):
         families["rounds_finished"].add_metric(labels, run["step"] or 0)
         for name, value in {
             "best_round": run["best_step"],
-            "last_event_timestamp_seconds": _timestamp(run["heard"]),
+            "last_event_timestamp_seconds": seconds_of(run["heard"]),
             "round_duration_seconds": _round_seconds(self._connection, run["run_id"]),
         }.items():
             if value is not None:
@@ -81,7 +82,7 @@ class _Figures(Collector):
             families["refused_updates"].add_metric(site, seat.refused)
             for name, value in {
                 "site_work_seconds": seat.seconds,
-                "site_last_seen_timestamp_seconds": _timestamp(seat.seen),
+                "site_last_seen_timestamp_seconds": seconds_of(seat.seen),
             }.items():
                 if value is not None:
                     families[name].add_metric(site, value)
@@ -147,7 +148,7 @@ def _families() -> dict[str, Any]:
 
 def _is_shown(run: dict[str, Any], now: datetime) -> bool:
     """A run that ended lately, or that may not have ended."""
-    last = _timestamp(run["ended"] or run["heard"] or run["started"])
+    last = seconds_of(run["ended"] or run["heard"] or run["started"])
     kept = _KEPT_AFTER_END if run["ended"] else _KEPT_IN_SILENCE
     return last is None or now.timestamp() - last <= kept.total_seconds()
 
@@ -165,12 +166,5 @@ def _round_seconds(connection: Connection, run_id: int) -> float | None:
     first = select(func.min(events.c.time)).where(
         events.c.run_id == run_id, events.c.round == end.round, events.c.kind == "sent", events.c.number > since
     )
-    began, ended = _timestamp(connection.execute(first).scalar_one()), _timestamp(end.time)
+    began, ended = seconds_of(connection.execute(first).scalar_one()), seconds_of(end.time)
     return None if began is None or ended is None else max(0.0, ended - began)
-
-
-def _timestamp(text: str | None) -> float | None:
-    try:
-        return None if not text else datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None

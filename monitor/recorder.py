@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from federation.run_folder import RunRecord
 from monitor import alarms
-from monitor.database import Database, DatabaseAwayError, prepare
+from monitor.database import Database, DatabaseAwayError, prepare, upsert
 from monitor.limits import Limits
 from monitor.rows import Row, event_row, measurement_rows, plain, run_row
 from monitor.run_files import ChangedError, Position, RunFolder, find_runs, new_lines
@@ -270,7 +269,7 @@ def _keep_measurements(connection: Connection, rows: list[Row]) -> None:
     """A number that is there already, of a step that was made again, gives way."""
     if not rows:
         return
-    put = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(measurements)
+    put = upsert(connection, measurements)
     key = [column.name for column in measurements.primary_key.columns]
     new = {"value": put.excluded.value, "reason": put.excluded.reason}
     connection.execute(put.on_conflict_do_update(index_elements=key, set_=new), rows)

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from federation.audit import AUDIT
 from federation.run_folder import HISTORY, RUN, RunError, RunRecord, read_run
+from monitor.times import iso
 
 _DEEPEST = 6
 """Folders in each other, below those that are watched, in which a run is looked for."""
@@ -79,7 +80,7 @@ class RunFolder:
 
     def began(self, seconds: float) -> str:
         """When the run began, for a run without an audit log that says so; it has taken so many seconds."""
-        return _iso((self.path / RUN).stat().st_mtime - seconds)
+        return iso(datetime.fromtimestamp((self.path / RUN).stat().st_mtime - seconds, UTC))
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunFolder]:
@@ -173,8 +174,4 @@ def changes(path: Path) -> tuple[int, int, int] | None:
 
 def time_of(path: Path) -> str:
     """When a file was written last, in UTC."""
-    return _iso(path.stat().st_mtime)
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return iso(datetime.fromtimestamp(path.stat().st_mtime, UTC))

@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Row, func, select
 
-from federation.run_folder import POOLED
 from monitor.alarm_views import alarms_version
 from monitor.alarms import AT_WORK, patience
 from monitor.tables import events, measurements, positions, runs
@@ -238,88 +237,6 @@ def _different(connection: Connection, column: Column[str], *where: ColumnElemen
         if value is None:
             return found
         found.append(value)
-
-
-def series(connection: Connection, run_id: int, metric: str, split: str, after: int = -1) -> dict[str, Any]:
-    """A metric by step after one, all sites together and each site: {site: {step: [...], value: [...]}}."""
-    asked = (
-        select(measurements.c.step, measurements.c.site, measurements.c.value)
-        .where(
-            measurements.c.run_id == run_id,
-            measurements.c.metric == metric,
-            measurements.c.split == split,
-            measurements.c.step > after,
-        )
-        .order_by(measurements.c.step)
-    )
-    found: dict[str, Any] = {}
-    for step, site, value in connection.execute(asked):
-        line = found.setdefault(site, {"step": [], "value": []})
-        line["step"].append(step)
-        line["value"].append(value)
-    return dict(sorted(found.items(), key=lambda item: (item[0] != POOLED, item[0])))
-
-
-def norms(connection: Connection, run_id: int, after: int = -1) -> dict[str, Any]:
-    """Lengths of the updates by round after one, of each site: {site: {step: [...], value: [...]}}."""
-    asked = (
-        select(events.c.round, events.c.facts)
-        .where(events.c.run_id == run_id, events.c.kind == "aggregated", events.c.round > after)
-        .order_by(events.c.number)
-    )
-    by_site: dict[str, dict[int, float]] = defaultdict(dict)
-    for number, facts in connection.execute(asked):
-        said = facts.get("norms")
-        for site, groups in said.items() if isinstance(said, dict) else ():
-            lengths = [value for value in groups.values() if isinstance(value, int | float)]
-            if lengths:
-                by_site[site][number] = groups.get("parameters", lengths[0])
-    return {site: {"step": list(found), "value": list(found.values())} for site, found in sorted(by_site.items())}
-
-
-def traffic(connection: Connection, run_id: int, after: int = -1) -> dict[str, Any]:
-    """Bytes by round after one, to all sites and from them."""
-    asked = (
-        select(events.c.round, events.c.kind, func.sum(events.c.bytes))
-        .where(events.c.run_id == run_id, events.c.kind.in_(("sent", "received")), events.c.round > after)
-        .group_by(events.c.round, events.c.kind)
-        .order_by(events.c.round)
-    )
-    names = {"sent": "to the sites", "received": "from the sites"}
-    found: dict[str, Any] = {name: {"step": [], "value": []} for name in names.values()}
-    for number, kind, size in connection.execute(asked):
-        found[names[kind]]["step"].append(number)
-        found[names[kind]]["value"].append(int(size or 0))
-    return found
-
-
-def reference(connection: Connection, run_id: int, metric: str, split: str) -> tuple[str, float] | None:
-    """Name and value of another run's chosen model: on the patients of all its sites, or of the only one it has."""
-    run = one_run(connection, run_id)
-    if run is None or run["best_step"] is None:
-        return None
-    asked = select(measurements.c.site, measurements.c.value).where(
-        measurements.c.run_id == run_id,
-        measurements.c.metric == metric,
-        measurements.c.split == split,
-        measurements.c.step == run["best_step"],
-    )
-    found = {row.site: row.value for row in connection.execute(asked)}
-    if POOLED not in found and len(found) == 1:  # trained at one site alone
-        ((site, value),) = found.items()
-        return None if value is None else (f"{run['name']}, on {site}", value)
-    value = found.get(POOLED)
-    return None if value is None else (run["name"], value)
-
-
-def matrix(run: dict[str, Any], metric: str) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
-    """The chosen model's metric by site and split, as run.json has it once the run is over."""
-    results = run["facts"].get("results")
-    if not isinstance(results, dict):
-        return [], []
-    splits = list(dict.fromkeys(split for each in results.values() for split in each))
-    rows = [(site, [each.get(split, {}).get(metric) for split in splits]) for site, each in results.items()]
-    return splits, rows
 
 
 def _joined(connection: Connection, run: dict[str, Any]) -> tuple[dict[str, Seat], dict[str, str]]:

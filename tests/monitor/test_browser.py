@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import WebDriverException
 
 from tests.browser import Browser, browser
 from tests.make_cohort import write_two_cohorts
@@ -111,7 +112,6 @@ def test_a_run_is_watched_from_its_beginning_to_its_end(page: Browser, tmp_path:
     runs.mkdir()
     steps = _Steps(runs / "first", write_two_cohorts(tmp_path / "cohorts"))
     with _monitor(runs, database) as address:
-        page.wait("return true")
         page.resize(1280, 6000)  # pictures are drawn when they are looked at
         _open(page, address)
         assert "None yet" in page.run("return document.body.innerText")
@@ -146,7 +146,7 @@ def _open(page: Browser, address: str) -> None:
             if page.run(_HEADING) == "Runs":
                 page.complaints()
                 return
-        except Exception:  # nobody listens yet
+        except WebDriverException:  # nobody listens yet
             threading.Event().wait(0.5)
     raise AssertionError(f"{address} does not answer")
 

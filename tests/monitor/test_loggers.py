@@ -20,6 +20,7 @@ from monitor.database import Database, open_database
 from monitor.loggers import Logger, keep_logging
 from monitor.recorder import Recorder
 from monitor.sinks import MLflow, Point, Sink, SinkError, TensorBoard, Watched, make_sinks, safe
+from monitor.times import seconds_of
 from tests.monitor.test_page import HOSTILE
 from tests.postgres import postgres
 
@@ -80,7 +81,7 @@ def test_tensorboard_reads_what_the_history_says(real_run: Path, tmp_path: Path,
         read = {event.step: event.tensor_proto.float_val[0] for event in events}
         assert len(events) == len(values)
         assert read == pytest.approx(values, rel=1e-6)
-        assert [loggers._seconds(times[event.step], 0) for event in events] == [event.wall_time for event in events]
+        assert [seconds_of(times[event.step]) for event in events] == [event.wall_time for event in events]
 
 
 @pytest.fixture(scope="module")
