@@ -29,7 +29,7 @@ PushObject = Callable[[int, str, str, bytes], None]
 _LEFT = (Status.PENDING, Status.STARTING, Status.RUNNING)
 _LOST = Error(ErrorCode.CLIENT_APP_CRASHED, "the site's process ended before its reply was whole")
 _POLL_SECONDS = 0.05
-_PULL_SECONDS = 0.5
+_PULL_SECONDS = 0.2
 
 
 def whole_replies(push_messages: Callable[..., None]) -> Callable[..., None]:

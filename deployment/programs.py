@@ -16,7 +16,7 @@ from deployment.work import KIT
 
 LOCK = "flower.lock"
 """In a state folder; held by the process of Flower that writes there, however it was started."""
-_PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+_PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 """Seconds between two looks for work at a site, on loopback; a second unless given, in every round. The server's own
 look is for runs, which a second does not matter to."""
 

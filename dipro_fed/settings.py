@@ -1,7 +1,10 @@
 """`dipro-fed settings`: every setting of a run with its default and meaning, as docs/settings.md shows them."""
 
+import ast
+import inspect
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
 import typer
@@ -42,11 +45,24 @@ def _first_line(model: type[BaseModel]) -> str:
 
 
 def _rows(model: type[BaseModel]) -> Iterator[str]:
+    meanings = _meanings(model)
     for name, field in model.model_fields.items():
         if isinstance(field.default, BaseModel):
             continue
         default = "empty" if field.default == "" else f"`{json.dumps(field.default).strip(chr(34))}`"
-        yield f"| `{name}` | {_values(field.annotation)} | {default} | {field.description} |"
+        yield f"| `{name}` | {_values(field.annotation)} | {default} | {meanings[name]} |"
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """The sentences below the fields in the code."""
+    tree = ast.parse(inspect.getsource(model)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 def _values(annotation: Any) -> str:

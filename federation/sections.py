@@ -23,7 +23,8 @@ SIZES = ("width", "dropout", "num_transformer_layers")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    # Not `use_attribute_docstrings`: it reads this file again for each class, in every process that trains.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def values_set(section: BaseModel) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Aggregator:
         StrategyError where the updates are too few or the strategy makes nothing finite of them.
         """
         self._check(server_round, reference, updates)
+        if STRATEGIES[self.name].is_mean and len(updates) == 1:
+            return self._finite(server_round, updates[0].weights)  # Flower's arithmetic would copy it five times
         through = self._through(reference.size)
         self._begin(server_round, through.size)
         before = through.take(reference)
@@ -86,6 +88,9 @@ class Aggregator:
             entries.put(weights, start + np.float32(factor) * (entries.take(weights) - start))
         if self._statistics is not None:
             self._statistics.put(weights, self._middle([(self._statistics.take(e.weights), e) for e in updates]))
+        return self._finite(server_round, weights)
+
+    def _finite(self, server_round: int, weights: np.ndarray) -> np.ndarray:
         if not np.isfinite(weights).all():
             raise StrategyError(f"round {server_round}: {self.name} made weights that are not finite; lower its rates")
         return weights

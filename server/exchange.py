@@ -15,7 +15,7 @@ from federation.freight import FreightError
 from federation.messages import EvaluateReply, JoinReply, MessageError, TrainReply, described, num_bytes
 from server.freight import Hold
 
-_POLL_SECONDS = 0.3
+_POLL_SECONDS = 0.1
 """Flower's own loop looks every three seconds, which a round of a small model does not take."""
 
 _LOST = (

@@ -71,6 +71,8 @@ class Kind:
     """Replies that a round must have for the arithmetic to mean what it says."""
     of_mean: bool = False
     """Whether it needs the weighted mean of the replies alone: it may be given as one reply, summed as they come."""
+    is_mean: bool = False
+    """Whether that mean is the next model: summed as the replies came, there is nothing left to do."""
     robust: bool = False
     """Whether it bears malicious sites; running statistics then are the median of the sites', else their mean."""
 
@@ -95,8 +97,8 @@ _MALICIOUS = Parameter(keyword="num_malicious_nodes", default=1, least=0, below=
 _SELECTED = Parameter(keyword="num_nodes_to_select", default=None, least=1, below=float("inf"), whole=True)
 
 STRATEGIES: Mapping[str, Kind] = {
-    "fedavg": Kind(flower=FedAvg, parameters={}, of_mean=True),
-    "fedprox": Kind(flower=FedProx, parameters={"mu": _rate("proximal_mu", None)}, of_mean=True),
+    "fedavg": Kind(flower=FedAvg, parameters={}, of_mean=True, is_mean=True),
+    "fedprox": Kind(flower=FedProx, parameters={"mu": _rate("proximal_mu", None)}, of_mean=True, is_mean=True),
     "fedavgm": Kind(
         flower=FedAvgM,
         parameters={"server_rate": _rate("server_learning_rate", 1.0), "momentum": _decay("server_momentum", 0.9)},

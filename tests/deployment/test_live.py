@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from deployment.keys import header_key, make_key, read_key
 from federation.audit import AUDIT, verify
 from federation.run_folder import read_history, read_run
-from tests.deployment.chaos import chaos, equal, finished_rounds, last_weights, reference
 from tests.deployment.live import Live, can_run
 
 pytestmark = [
@@ -143,15 +142,3 @@ def test_a_malformed_message_gains_nothing_and_stops_nobody(live: Live) -> None:
 def test_a_site_cannot_steer_the_server(live: Live) -> None:
     for path in ("/v1/control/start-run", "/v1/control/list-runs", "/v1/runtime/pull-messages"):
         assert _ask(live, path)[0] == 403
-
-
-def test_nothing_is_lost_by_kills(live: Live) -> None:
-    """A small form of benchmarks/chaos.py: the model is that of the run in one process that nobody killed."""
-    live.approve()
-    report = chaos(live, live.folder / "killed", rounds=3, every=8.0, seed=2, most=3)
-    assert report.kills.total() > 0
-    assert report.corrupted == 0
-    assert finished_rounds(live.folder / "killed") == 3
-    expected = reference(live, live.folder / "reference", rounds=3)
-    assert equal(last_weights(live.folder / "killed"), expected), f"differs after {report}"
-    assert verify(live.folder / "killed" / AUDIT).num_entries > 10
