@@ -16,10 +16,13 @@ from flwr.clientapp import ClientApp
 from client.freight import carrier
 from client.gaps import read_gaps
 from client.normalisation import agreed_records
-from client.policy import SitePolicy, load_policy
+from client.policy import PolicyError, SitePolicy, load_policy
+from client.privacy_ledger import LedgerError
+from client.private_statistics import with_own_source
 from client.records import SiteRecords, SiteSpec
 from client.site import Site
 from client.site_history import keep_measurements
+from client.site_state import SiteState
 from client.training import choose_device
 from dipro_model import DiPro, DiProConfig
 from federation.agreement import Agreement
@@ -37,9 +40,13 @@ from federation.messages import (
     described,
 )
 from federation.settings import RunFiles, RunSettings, SettingsError, from_run_config
+from federation.site_statistics import AgreementError
 from federation.weights import blank_model, layout_digest
 
 app = ClientApp()
+
+_OF_SETTINGS = (MessageError, PolicyError, SettingsError, AgreementError)
+"""Errors that tell of settings and of nothing else."""
 
 
 @app.query()
@@ -81,6 +88,7 @@ def _answer(
         _check_code(instruction)
         policy = _policy(context)
         policy.check(site.settings, site.num_patients, datetime.now())
+        site = replace(site, budget=policy.budget)
         _bound_gpu(policy, site.device)
         reply = work(site, instruction)
         if site.folder is not None:
@@ -89,6 +97,9 @@ def _answer(
     except Exception as error:
         if log is not None:
             log.write("refused", **asked, reason=_reason(error))
+        if site.settings.patient_privacy.enabled and not isinstance(error, _OF_SETTINGS):
+            # A private run's site says that it refuses; why may be a patient, or what was spent on other runs.
+            raise LedgerError("this site does not do this; its own audit log says why") from None
         raise
     if log is not None:
         is_final = {"final": True} if instruction.final else {}
@@ -167,8 +178,14 @@ def _site(context: Context, instruction: Instruction) -> Site:
     spec, folder = _deployed(context) if is_deployed else _simulated(context, files)
     agreement = _agreement(instruction.agreement) if instruction.agreement else None
     pixels = settings.model.crop_pixels
+    records = _records(spec, pixels)
+    if agreement is not None:
+        known = agreement
+        if settings.patient_privacy.enabled:
+            known = with_own_source(agreement, records, SiteState(site=spec.name, folder=folder, run=instruction.run))
+        records = _agreed(spec, pixels, known.to_json())
     return Site(
-        records=_agreed(spec, pixels, instruction.agreement) if agreement else _records(spec, pixels),
+        records=records,
         settings=settings,
         device=choose_device(str(context.node_config.get("device", "auto"))),
         agreement=agreement,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from client.privacy_ledger import Budget
 from dipro_model.vocabulary import Task
 from federation.settings import RunSettings
 
@@ -33,6 +34,13 @@ class SitePolicy(BaseModel):
     """Times of the day, by this machine's clock, within which it works, such as 20:00-06:00; none is all day."""
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of a GPU's memory that the site's process takes at most."""
+    largest_epsilon: Literal["any"] | Annotated[float, Field(gt=0)] = "any"
+    """What all runs together may spend of each training patient's privacy; with a number, runs without
+    `patient_privacy` are refused, and so is training past it, whatever the server asks."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta of that epsilon; must be below 1 over the site's training patients."""
+    least_noise: Annotated[float, Field(ge=0)] = 0.0
+    """Noise multiplier that a private run must have at least, of its steps and of its statistics."""
 
     @field_validator("metrics", "hours", mode="before")
     @classmethod
@@ -66,8 +74,39 @@ class SitePolicy(BaseModel):
             raise PolicyError(
                 f"this site's policy asks for {self.minimum_patients} training patients of its own, it has fewer"
             )
+        self._check_privacy(settings, num_patients)
         if self.hours and not any(_is_within(now.time(), *_window(each)) for each in self.hours):
             raise PolicyError(f"this site's policy allows work at {', '.join(self.hours)} by its clock, not now")
+
+    def _check_privacy(self, settings: RunSettings, num_patients: int) -> None:
+        privacy = settings.patient_privacy
+        if not privacy.enabled:
+            if self.largest_epsilon != "any" or self.least_noise:
+                raise PolicyError("this site's policy asks for patient_privacy.enabled=true, found false")
+            return
+        delta = max(privacy.delta, self.delta if self.largest_epsilon != "any" else 0.0)
+        if delta * num_patients >= 1:
+            raise PolicyError(
+                "this site has too many training patients for this delta: expected one below 1 over their number, "
+                f"found {delta:g}; lower patient_privacy.delta, or `delta` of the site's policy"
+            )
+        statistics = privacy.statistics_noise if privacy.statistics == "noised" else None
+        noise = privacy.noise(settings.federation)
+        if min(noise, noise if statistics is None else statistics) < self.least_noise:
+            raise PolicyError(
+                f"this site's policy asks for a noise multiplier of {self.least_noise:g} or more, found {noise:g}"
+                + ("" if statistics is None else f", and {statistics:g} of the statistics")
+            )
+        if statistics is None and self.largest_epsilon != "any":
+            raise PolicyError(
+                "this site's policy bounds what patients spend; expected patient_privacy.statistics=noised, found "
+                "public"
+            )
+
+    @property
+    def budget(self) -> Budget | None:
+        """What all private runs may spend together; None is any."""
+        return None if self.largest_epsilon == "any" else Budget(epsilon=self.largest_epsilon, delta=self.delta)
 
     def lets_out(self, metric: str) -> bool:
         """Whether a metric of the site's own patients may leave."""

@@ -17,6 +17,9 @@ from client.features import inputs_of
 from client.local_work import LocalWork, of_common_batch
 from client.personal import Personal
 from client.predictions import Predictions, write_predictions
+from client.privacy_ledger import STATISTICS, STEPS, Budget, LedgerError, PrivacyLedger, patients_digest
+from client.private_statistics import hidden_source, keep_statistics, kept_statistics, private_statistics
+from client.private_work import PrivateWork
 from client.records import SiteRecords
 from client.site_state import SiteState
 from client.statistics import site_statistics
@@ -33,7 +36,7 @@ from federation.pooled import ScoreCounts, summarise
 from federation.results import SplitResult
 from federation.selection import model_entries
 from federation.settings import RunSettings
-from federation.site_statistics import AgreementError
+from federation.site_statistics import AgreementError, SiteStatistics
 from federation.weights import flatten_weights, layout_digest, unflatten_weights
 
 
@@ -51,6 +54,8 @@ class Site:
     """What the site refuses to disclose of its training part, as `federation.site_statistics.items_of` names it."""
     folder: Path | None = None
     """Where the site keeps its own patients' predictions, round by round; None keeps none."""
+    budget: Budget | None = None
+    """What all private runs on its patients may spend together; None is any."""
 
     @property
     def name(self) -> str:
@@ -59,7 +64,11 @@ class Site:
     @property
     def num_patients(self) -> int:
         """Patients of the training part."""
-        return len({stay.subject_id for stay in self.records.stays.values() if stay.split == SPLITS[0]})
+        return len(self._training_patients)
+
+    @property
+    def _training_patients(self) -> set[int]:
+        return {stay.subject_id for stay in self.records.stays.values() if stay.split == SPLITS[0]}
 
     def samples(self, split: str, model: DiPro | None = None) -> SampleSet:
         """The samples of a split; for counting them no model is needed."""
@@ -78,6 +87,8 @@ class Site:
         require_trainable(self.samples("train"))
         minimum = self.settings.federation.minimum_cell
         statistics = site_statistics(self.records, self.settings.task, minimum_cell=minimum, withheld=self.withhold)
+        if self.settings.patient_privacy.enabled and self.settings.patient_privacy.statistics == "noised":
+            statistics = self._noised(statistics, instruction)
         patients = {stay.subject_id for stay in self.records.stays.values()}
         return JoinReply(
             site=self.name,
@@ -105,23 +116,12 @@ class Site:
         begin = personal.start(model, received, instruction.server_round)
         unflatten_weights(model, begin)
         samples = self.samples("train", model)
-        correction = Correction(
-            settings=self.settings, state=state, control=instruction.control, server_round=instruction.server_round
-        )
-        settings = of_common_batch(self.settings, len(samples), instruction.total_samples)
-        of_norms = instruction.control if settings.training.batch_norm == "received" else None
-        work = LocalWork(settings=settings, server_round=instruction.server_round, norm_gradients=of_norms)
-        losses = work.run(
-            model,
-            samples,
-            make_optimizer(model, settings),
-            self._class_weights(),
-            before_step=correction.before_step(model, entries, received),
-        )
+        if self.settings.patient_privacy.enabled:
+            self._work_privately(model, samples, instruction, received)
+            losses, control_change = {}, np.zeros(0, np.float32)  # losses are of the patients whom the noise hides
+        else:
+            losses, control_change = self._work(model, samples, instruction, received, begin)
         trained = flatten_weights(model)
-        control_change = correction.end(entries.parameters, begin, trained, sum_of_rates=work.sum_of_rates)
-        if of_norms is not None and work.norm_gradients is not None:
-            control_change = self._norm_change(instruction, work.norm_gradients)
         personal.keep(model, instruction, received, samples, self._class_weights())
         return TrainReply(
             site=self.name,
@@ -135,6 +135,84 @@ class Site:
             agreement_digest=self._agreed().digest,
             control_change=control_change,
             scored=scored,
+            private_steps=self._ledger().steps_of(instruction.run) if self.settings.patient_privacy.enabled else 0,
+        )
+
+    def _work(
+        self, model: DiPro, samples: SampleSet, instruction: Instruction, received: np.ndarray, begin: np.ndarray
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """Train the model; mean training losses, and the change of what the server keeps beside the model."""
+        entries, correction = model_entries(model), self._correction(instruction)
+        settings = of_common_batch(self.settings, len(samples), instruction.total_samples)
+        of_norms = instruction.control if settings.training.batch_norm == "received" else None
+        work = LocalWork(settings=settings, server_round=instruction.server_round, norm_gradients=of_norms)
+        losses = work.run(
+            model,
+            samples,
+            make_optimizer(model, settings),
+            self._class_weights(),
+            before_step=correction.before_step(model, entries, received),
+        )
+        change = correction.end(entries.parameters, begin, flatten_weights(model), sum_of_rates=work.sum_of_rates)
+        if of_norms is not None and work.norm_gradients is not None:
+            change = self._norm_change(instruction, work.norm_gradients)
+        return losses, change
+
+    def _work_privately(self, model: DiPro, samples: SampleSet, instruction: Instruction, received: np.ndarray) -> None:
+        """Train the model by DP-SGD."""
+        correction = self._correction(instruction)
+        PrivateWork(settings=self.settings, server_round=instruction.server_round).run(
+            model,
+            samples,
+            make_optimizer(model, self.settings),
+            self._class_weights(),
+            spend=lambda num_steps: self._spend(instruction, STEPS, num_steps),
+            before_step=correction.before_step(model, model_entries(model), received),
+        )
+
+    def _noised(self, statistics: SiteStatistics, instruction: Instruction) -> SiteStatistics:
+        """What the site tells of its training part in a private run; the same whenever it is asked in this run."""
+        state = self._state(instruction)
+        if (kept := kept_statistics(state)) is not None:
+            return kept
+        self._spend(instruction, STATISTICS)
+        noised = private_statistics(
+            self.records,
+            self.settings.task,
+            statistics,
+            noise=self.settings.patient_privacy.statistics_noise,
+            source=hidden_source(self.records, state),
+        )
+        keep_statistics(state, noised)
+        return noised
+
+    def _ledger(self) -> PrivacyLedger:
+        if self.folder is None:
+            raise LedgerError(
+                f"{self.name}: expected a folder for the ledger of what is spent of its patients' privacy, found none; "
+                "start the SuperNode with --node-config 'folder=\"FOLDER\"'"
+            )
+        return PrivacyLedger(folder=self.folder, patients=patients_digest(self._training_patients))
+
+    def _correction(self, instruction: Instruction) -> Correction:
+        return Correction(
+            settings=self.settings,
+            state=self._state(instruction),
+            control=instruction.control,
+            server_round=instruction.server_round,
+        )
+
+    def _spend(self, instruction: Instruction, what: str, num_steps: int = 1) -> None:
+        """Write into the site's ledger what is about to be spent. Raises LedgerError where it must not be."""
+        privacy, federation = self.settings.patient_privacy, self.settings.federation
+        steps = what == STEPS
+        answers = [privacy.answers(privacy.noise(federation), num_steps)] if steps else privacy.statistics_answers()
+        self._ledger().spend(
+            run=instruction.run,
+            server_round=instruction.server_round,
+            what=what,
+            answers=answers,
+            budget=self.budget,
         )
 
     def _norm_change(self, instruction: Instruction, gradients: np.ndarray) -> np.ndarray:
@@ -184,17 +262,30 @@ class Site:
             unflatten_weights(model, scored)
         elif personal.method == "none":
             _held[model] = version
-        results = score_splits(model, [self.records], self.settings, factors, instruction.splits)
+        results = score_splits(model, [self.records], self.settings, factors, self._scored_splits(instruction.splits))
         counted = [] if instruction.final else results
         if self.folder is not None:
             step = CHOSEN if instruction.final else round_folder(instruction.server_round)
             write_predictions(self.folder / step, self.name, to_predictions(results))
         return EvaluateReply(
             site=self.name,
-            splits={samples.split: split_result(samples, scores) for samples, scores in results},
+            splits={samples.split: self._told(samples, split_result(samples, scores)) for samples, scores in results},
             seconds=time.monotonic() - start,
             counts={samples.split: self._counts(samples, scores) for samples, scores in counted},
         )
+
+    def _scored_splits(self, splits: tuple[str, ...]) -> tuple[str, ...]:
+        """Of a private run no scores of training patients leave: the noise would hide them in vain."""
+        if not self.settings.patient_privacy.enabled:
+            return splits
+        return tuple(split for split in splits if split != SPLITS[0])
+
+    def _told(self, samples: SampleSet, result: SplitResult) -> SplitResult:
+        """What leaves of a split; of a private run no losses and metrics of fewer patients than the minimum cell."""
+        few = len(set(samples.patients)) < self.settings.federation.minimum_cell
+        if not (self.settings.patient_privacy.enabled and few):
+            return result
+        return replace(result, losses={}, metrics=dict.fromkeys(result.metrics))
 
     def _counts(self, samples: SampleSet, scores: Scores) -> ScoreCounts:
         """What this site discloses of a split's scores, for metrics of all sites' patients as one set."""

@@ -136,8 +136,8 @@ def train_epoch(
     Returns the mean over the samples learned from of the objective (`total`) and of its parts. Raises TrainingError
     before the optimizer step where the loss is not finite, naming stay and term, or where memory does not suffice.
     """
-    device = _device_of(model)
-    _begin_epoch(model, settings, _epoch_seed(settings, "dropout", epoch, repeat, samples))
+    device = device_of(model)
+    begin_epoch(model, settings, _epoch_seed(settings, "dropout", epoch, repeat, samples))
     for group in optimizer.param_groups:
         group["lr"] = group["rate_factor"] * learning_rate(settings, epoch, num_epochs)
     if order is None:
@@ -183,7 +183,7 @@ def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: Cl
 
     Raises TrainingError where the loss is not finite, naming stay and term, or where memory does not suffice.
     """
-    device, sums, seen = _device_of(model), _Sums(), 0
+    device, sums, seen = device_of(model), _Sums(), 0
     model.eval()
     probabilities: list[Tensor] = []
     attention: list[Tensor] = []
@@ -235,7 +235,7 @@ def _lies(parameter: Tensor, device: torch.device) -> bool:
     return parameter.device == device and in_order
 
 
-def _begin_epoch(model: DiPro, settings: RunSettings, seed: int) -> None:
+def begin_epoch(model: DiPro, settings: RunSettings, seed: int) -> None:
     """Set mode and random state: dropout draws the same numbers wherever this epoch runs."""
     torch.manual_seed(seed)
     model.train()
@@ -361,7 +361,7 @@ def _broken_loss(
     names = dict.fromkeys(name for each in terms for name, value in each.items() if not torch.isfinite(value))
     guilty = []
     for index in indices:
-        batch = collate([samples[index]]).to(_device_of(model))
+        batch = collate([samples[index]]).to(device_of(model))
         total, parts = objective(model(batch), batch, model.config, weights)
         own = [name for name, value in parts.items() if not torch.isfinite(value)]
         if own or not torch.isfinite(total):
@@ -371,5 +371,5 @@ def _broken_loss(
     return f"the loss is not finite ({broken}), because of {stays}"
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from deployment.checks import Check
     from deployment.site_kit import SiteKit
 
+_NEARLY = 0.9
+"""Share of the privacy budget at which it is nearly spent."""
 _MARKS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -60,6 +62,7 @@ def _checks(folder: Path) -> "Iterator[Check]":
         yield from check_ports(kit)
         if policy is not None:
             yield from _cohort(kit, policy)
+            yield from _ledger(kit, policy)
     yield from check_approvals(folder)
     try:
         yield from check_server(folder)
@@ -100,3 +103,23 @@ def _cohort(kit: "SiteKit", policy: "SitePolicy") -> "Iterator[Check]":
         )
     else:
         yield passed("patients", f"{policy.minimum_patients} for training or more, as policy.yaml asks")
+
+
+def _ledger(kit: "SiteKit", policy: "SitePolicy") -> "Iterator[Check]":
+    from client.cohort import CohortError
+    from client.privacy_ledger import LedgerError, spent_epsilon
+    from deployment.checks import failed, passed, warned
+    from dipro_fed.privacy import ledger_of
+
+    try:
+        spent = spent_epsilon([each.answers for each in ledger_of(kit).entries()], policy.delta)
+    except CohortError:
+        return  # said above
+    except (LedgerError, OSError) as error:
+        yield failed("privacy", error, "until then this site takes part in no private run")
+        return
+    found = f"epsilon {spent:.2f} spent of {policy.largest_epsilon}"
+    if policy.largest_epsilon == "any" or spent < _NEARLY * policy.largest_epsilon:
+        yield passed("privacy", found)
+    else:
+        yield warned("privacy", found, "little is left: past it this site refuses to train")

@@ -18,6 +18,7 @@ from dipro_fed.partition import partition
 from dipro_fed.pictures import pictures
 from dipro_fed.predict import predict
 from dipro_fed.prepare import prepare
+from dipro_fed.privacy import privacy
 from dipro_fed.processes import server, show_site, start_site, stop_site
 from dipro_fed.provision import provision, request
 from dipro_fed.settings import settings
@@ -73,6 +74,7 @@ site.command("start")(start_site)
 site.command("stop")(stop_site)
 site.command("status")(show_site)
 site.command("monitor")(monitor_site)
+site.command()(privacy)
 app.add_typer(site, name="site")
 app.add_typer(server, name="server")
 

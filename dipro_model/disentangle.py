@@ -1,9 +1,10 @@
 """From region features of two neighbouring radiographs to what stays (static) and what changes (dynamic)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from dipro_model.vocabulary import DISEASES, PROGRESSIONS
@@ -38,25 +39,31 @@ class Disentangle(nn.Module):
         )
 
     def forward(
-        self, features: Float[Tensor, "stay frame region width"], pair_mask: Bool[Tensor, "stay pair"], *, enhance: bool
+        self,
+        features: Float[Tensor, "stay frame region width"],
+        pair_mask: Bool[Tensor, "stay pair"],
+        *,
+        enhance: bool,
+        dense: bool = False,
     ) -> PairFeatures:
         """Only real pairs are projected, so that padding enters no batch statistics.
 
-        `enhance` looks at every pair in reversed order too (progression-aware enhancement).
+        `enhance` looks at every pair in reversed order too (progression-aware enhancement); `dense` is as in `pick`.
         """
-        first, second = features[:, :-1][pair_mask], features[:, 1:][pair_mask]  # [real pair, region, width]
+        put = partial(place, dense=dense, mask=pair_mask)
+        first, second = (pick(each, pair_mask, dense=dense) for each in (features[:, :-1], features[:, 1:]))
         in_order, in_reverse = torch.cat([first, second], dim=-1), torch.cat([second, first], dim=-1)
         if not enhance:
-            static, dynamic = (place(_project(net, in_order), pair_mask) for net in (self.static, self.dynamic))
+            static, dynamic = (put(_project(net, in_order)) for net in (self.static, self.dynamic))
             return _in_order_only(static, dynamic)
         static, reversed_static = _project(self.static, in_order), _project(self.static, in_reverse)
         dynamic, reversed_dynamic = _project(self.dynamic, in_order), _project(self.dynamic, in_reverse)
         logits = [self._progression(changes) for changes in (dynamic, reversed_dynamic)]
         return PairFeatures(
-            static=place(static, pair_mask),
-            dynamic=place(dynamic, pair_mask),
-            reversed_static=place(reversed_static, pair_mask),
-            region_logits=torch.stack([place(values, pair_mask) for values in logits]),
+            static=put(static),
+            dynamic=put(dynamic),
+            reversed_static=put(reversed_static),
+            region_logits=torch.stack([put(values) for values in logits]),
         )
 
     def _progression(self, dynamic: Float[Tensor, "real region width"]) -> Float[Tensor, "real region disease change"]:
@@ -76,12 +83,25 @@ def no_pairs(like: Float[Tensor, "..."], *, stays: int, pairs: int, regions: int
     return _in_order_only(zero, zero)
 
 
+def pick(
+    values: Shaped[Tensor, "stay position *rest"], mask: Bool[Tensor, "stay position"], *, dense: bool = False
+) -> Shaped[Tensor, "real *rest"]:
+    """The values of real positions, in reading order.
+
+    `dense` takes padded positions along, so that no shape depends on the mask, as torch.func.vmap needs it. Results
+    are the same where batch norm takes no statistics of them.
+    """
+    return values.flatten(0, 1) if dense else values[mask]
+
+
 def place(
-    values: Float[Tensor, "real *rest"], mask: Bool[Tensor, "stay position"]
+    values: Float[Tensor, "real *rest"], mask: Bool[Tensor, "stay position"], *, dense: bool = False
 ) -> Float[Tensor, "stay position *rest"]:
-    """Put the values of real positions, in reading order, where the mask is true; zero elsewhere."""
-    empty = values.new_zeros(*mask.shape, *values.shape[1:])
-    return empty.masked_scatter(mask.reshape(*mask.shape, *(1,) * (values.ndim - 1)), values)
+    """Put the values that `pick` gave, or what became of them, where the mask is true; zero elsewhere."""
+    where = mask.reshape(*mask.shape, *(1,) * (values.ndim - 1))
+    if dense:
+        return values.unflatten(0, mask.shape).masked_fill(~where, 0.0)
+    return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(where, values)
 
 
 def _projection(width: int, dropout: float) -> nn.Sequential:

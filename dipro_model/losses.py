@@ -82,9 +82,11 @@ def _read_counts(name: str, counts: Sequence, shape: tuple[int, ...]) -> Float[T
 
 
 def objective(
-    output: Output, batch: Batch, config: DiProConfig, class_weights: ClassWeights
+    output: Output, batch: Batch, config: DiProConfig, class_weights: ClassWeights, *, separable: bool = False
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """L = sum of factor * term over task, orthogonal, temporal, static, dynamic (Liu et al., arXiv 2510.11112).
+
+    `separable` is for a batch of one patient's stays whose gradient is to stand by itself, see `progression_loss`.
 
     Returns the total and the five terms before their factors. A disease or class without a label adds zero, as does a
     term whose part of the model takes no part; gradients stay defined. Raises ValueError where the batch carries no
@@ -94,9 +96,13 @@ def objective(
         raise ValueError("objective: expected a batch with label and region_progression, got one without labels")
     parts = {
         **output.auxiliary,
-        "task": task_loss(output.logits, batch.label, config.task, class_weights),
+        "task": task_loss(output.logits, batch.label, config.task, class_weights, separable=separable),
         "dynamic": dynamic_loss(
-            output.region_logits, batch.region_progression, output.pair_mask, class_weights.progression
+            output.region_logits,
+            batch.region_progression,
+            output.pair_mask,
+            class_weights.progression,
+            separable=separable,
         ),
     }
     parts = {name: value if config.has_term(name) else torch.zeros_like(value) for name, value in parts.items()}
@@ -109,6 +115,8 @@ def task_loss(
     label: Num[Tensor, "stay *output"],
     task: Task,
     class_weights: ClassWeights,
+    *,
+    separable: bool = False,
 ) -> Float[Tensor, ""]:
     """Progression: sum over diseases of weighted cross entropy over the stays that mention the disease.
 
@@ -118,7 +126,7 @@ def task_loss(
     if label.shape != expected:
         raise ValueError(f"label: expected shape {list(expected)} for {task}, got {list(label.shape)}")
     if task is Task.DISEASE_PROGRESSION:
-        return progression_loss(logits, label.long(), class_weights.progression)
+        return progression_loss(logits, label.long(), class_weights.progression, separable=separable)
     if task is Task.LENGTH_OF_STAY:
         return functional.cross_entropy(logits[:, 0], label.long())
     weight = class_weights.mortality_positive
@@ -132,22 +140,27 @@ def dynamic_loss(
     region_progression: Int[Tensor, "stay pair region disease"],
     pair_mask: Bool[Tensor, "stay pair"],
     weight: Float[Tensor, "disease change"] | None = None,
+    *,
+    separable: bool = False,
 ) -> Float[Tensor, ""]:
     """Progression loss of single regions, forward and reversed pairs together; in reverse, worse means better."""
     forward = region_progression.long().masked_fill(~pair_mask[:, :, None, None], NOT_MENTIONED)
     reverse = forward.new_tensor([1, 0, 2, NOT_MENTIONED])[forward]
     label = torch.stack([forward, reverse])
-    return progression_loss(logits.flatten(0, -3), label.flatten(0, -2), weight)
+    return progression_loss(logits.flatten(0, -3), label.flatten(0, -2), weight, separable=separable)
 
 
 def progression_loss(
     logits: Float[Tensor, "sample disease change"],
     label: Int[Tensor, "sample disease"],
     weight: Float[Tensor, "disease change"] | None = None,
+    *,
+    separable: bool = False,
 ) -> Float[Tensor, ""]:
     """Sum over diseases of sum_i w(y_i) (-log p_i(y_i)) / sum_i w(y_i), over the labels that are mentioned.
 
-    A disease whose weights sum to zero adds zero.
+    A disease whose weights sum to zero adds zero. Of a single sample such a mean has lost its weight; `separable`
+    divides by the number of labels in place of their weights, whose mean over all training labels is 1.
     """
     mentioned = label != NOT_MENTIONED
     known = label.masked_fill(~mentioned, 0)
@@ -156,7 +169,7 @@ def progression_loss(
         factor = mentioned.to(surprise)
     else:
         factor = mentioned * weight.to(surprise)[torch.arange(label.shape[1], device=label.device), known]
-    mass = factor.sum(dim=0)
+    mass = mentioned.to(surprise).sum(dim=0) if separable else factor.sum(dim=0)
     return ((factor * surprise).sum(dim=0) / torch.where(mass > 0, mass, 1.0)).sum()
 
 

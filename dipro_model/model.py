@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dipro_model.backbone import Backbone
 from dipro_model.batch import Batch
 from dipro_model.config import DiProConfig
-from dipro_model.disentangle import Disentangle, PairFeatures, no_pairs, place
+from dipro_model.disentangle import Disentangle, PairFeatures, no_pairs, pick, place
 from dipro_model.ehr import GlobalEhr, LocalEhr, hours_inside
 from dipro_model.fusion import GlobalFusion, LocalFusion, StaticFusion
 from dipro_model.losses import dynamic_loss, orthogonal_loss, static_loss, temporal_loss
@@ -45,10 +45,11 @@ class DiPro(nn.Module):
             for _ in range(config.num_outputs)
         )
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch, *, dense: bool = False) -> Output:
+        """`dense` computes padded frames and pairs too, as torch.func.vmap needs it (`disentangle.pick`)."""
         parts = self.config.parts
         pair_mask = batch.pair_mask & parts.radiographs
-        pairs = self._see(batch, pair_mask)
+        pairs = self._see(batch, pair_mask, dense=dense)
         logits, attention = self._fuse(batch, pairs, batch.ehr_mask & parts.ehr, pair_mask)
         return Output(
             logits=logits,
@@ -58,13 +59,14 @@ class DiPro(nn.Module):
             region_attention=attention,
         )
 
-    def _see(self, batch: Batch, pair_mask: Bool[Tensor, "stay pair"]) -> PairFeatures:
+    def _see(self, batch: Batch, pair_mask: Bool[Tensor, "stay pair"], *, dense: bool) -> PairFeatures:
         if not self.config.parts.radiographs:
             stays, pairs, regions = *pair_mask.shape, batch.regions.shape[2]
             like = self.global_ehr.token
             return no_pairs(like, stays=stays, pairs=pairs, regions=regions, width=self.config.width)
-        frames = self.backbone(batch.regions[batch.frame_mask])  # [real frame, region, width]
-        return self.disentangle(place(frames, batch.frame_mask), pair_mask, enhance=self.config.parts.pae)
+        frames = self.backbone(pick(batch.regions, batch.frame_mask, dense=dense))  # [real frame, region, width]
+        features = place(frames, batch.frame_mask, dense=dense)
+        return self.disentangle(features, pair_mask, enhance=self.config.parts.pae, dense=dense)
 
     def _fuse(
         self,

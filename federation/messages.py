@@ -28,6 +28,7 @@ WEIGHT_KEY = "num-examples"
 """Key of a reply's number of training samples, which Flower's FedAvg weighs with."""
 
 _FLAT, _CONTROL, _COUNTS = "weights", "control", "counts"
+_PRIVATE_STEPS = "private-steps"
 _SCORED = "scored "
 """Before the keys of an evaluation that travels with a reply to `train`."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9]{0,64}")
@@ -202,6 +203,8 @@ class TrainReply:
     """The site's change of `Instruction.control`, float32 [number]; empty where that is."""
     scored: "EvaluateReply | None" = None
     """Of the model that the round began with, where the instruction asked for splits."""
+    private_steps: int = 0
+    """With `patient_privacy`, steps of this run that the site's ledger holds, those of this round among them."""
 
     def result(self) -> SplitResult:
         """What this says of the training split."""
@@ -209,6 +212,7 @@ class TrainReply:
 
     def record(self) -> RecordDict:
         metrics = {WEIGHT_KEY: self.num_samples, "seconds": self.seconds}
+        metrics |= {_PRIVATE_STEPS: self.private_steps} if self.private_steps else {}
         metrics |= {f"loss/{name}": value for name, value in self.losses.items()}
         config = {
             "site": self.site,
@@ -237,6 +241,7 @@ class TrainReply:
             code_digest=cast(str, config["code-digest"]),
             layout_digest=cast(str, config["layout-digest"]),
             agreement_digest=cast(str, config["agreement-digest"]),
+            private_steps=int(metrics.get(_PRIVATE_STEPS, 0)),
             scored=EvaluateReply.read(message, _SCORED) if _SCORED + CONFIG in message.content else None,
         )
 

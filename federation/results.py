@@ -12,7 +12,7 @@ class SplitResult:
 
     num_samples: int
     losses: Mapping[str, float]
-    """The objective (`total`) and its parts, means over samples."""
+    """The objective (`total`) and its parts, means over samples; empty where they do not leave the site."""
     metrics: Mapping[str, float | None]
 
     def measured(self, *, step: int, site: str, split: str, seconds: float) -> Measurement:
@@ -21,7 +21,7 @@ class SplitResult:
             step=step,
             site=site,
             split=split,
-            loss=self.losses["total"],
+            loss=self.losses.get("total"),
             parts={name: value for name, value in self.losses.items() if name != "total"},
             metrics=self.metrics,
             num_samples=self.num_samples,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dipro_model import BackboneConfig, DiProConfig
 from dipro_model.vocabulary import Task
+from federation.patient_privacy import PatientPrivacySettings, require_guarantee
 from federation.sections import (
     SIZES,
     CommunicationSettings,
@@ -57,6 +58,7 @@ class RunSettings(Section):
     strategy: StrategySettings = StrategySettings()
     communication: CommunicationSettings = CommunicationSettings()
     personal: PersonalSettings = PersonalSettings()
+    patient_privacy: PatientPrivacySettings = PatientPrivacySettings()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "RunSettings":
@@ -80,6 +82,7 @@ class RunSettings(Section):
                 "personal.method=fedbn keeps batch norm at the sites, but without radiographs (parts.radiographs) "
                 "none is used; choose ditto or finetune"
             )
+        require_guarantee(self)
         return self
 
     def config(self) -> DiProConfig:

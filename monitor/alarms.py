@@ -21,7 +21,8 @@ from monitor.times import iso
 
 REFUSED, MISSING, FAILED = "refused update", "missing site", "run failed"
 DIVERGENCE, CLOCK, SILENT = "divergence", "clock", "silent run"
-RULES = (REFUSED, MISSING, FAILED, DIVERGENCE, CLOCK, SILENT)
+BUDGET = "privacy budget"
+RULES = (REFUSED, MISSING, FAILED, DIVERGENCE, CLOCK, SILENT, BUDGET)
 AT_WORK = ("joining", "running")
 """States of a run of which events are expected."""
 _BEGINNINGS = ("run began", "run goes on")
@@ -71,6 +72,7 @@ def of_events(connection: Connection, run_id: int, new: Sequence[Row], limits: L
     """What new events, which the database has already, give rise to."""
     found = [alarm for row in new for alarm in _of_event(connection, run_id, row)]
     found += [alarm for row in new for alarm in _of_clock(row, limits.clock.seconds)]
+    found += [alarm for row in new for alarm in _of_budget(row, limits.privacy_budget.share)]
     return [alarm for alarm in found if limits.has(alarm.rule)]
 
 
@@ -146,6 +148,21 @@ def _of_clock(row: Row, limit: float) -> Iterator[Alarm]:
             f"{min(abs(least), abs(most)):,.0f} s {'ahead' if least > 0 else 'behind'} or more"
         )
         yield Alarm(rule=CLOCK, about=(row["number"],), time=_time(row["time"]), words=words, site=row["site"])
+
+
+def _of_budget(row: Row, nearly: float) -> Iterator[Alarm]:
+    """What a private run has spent of the epsilon that it keeps; of each site once when near, once when past."""
+    budget, sites = row["facts"].get("budget"), row["facts"].get("sites")
+    if row["kind"] != "privacy" or not _is_number(budget) or not isinstance(sites, dict):
+        return
+    for site, said in sorted(sites.items()):
+        epsilon = said.get("epsilon") if isinstance(said, dict) else None
+        if not _is_number(epsilon) or epsilon < nearly * budget:
+            continue
+        state = "spent" if epsilon > budget else "nearly spent"
+        words = f"the privacy budget of {site}'s patients is {state}: epsilon {epsilon:.3g} of {budget:.3g} in this run"
+        common = {"time": _time(row["time"]), "site": site, "round": row["round"]}
+        yield Alarm(rule=BUDGET, about=(site, state), words=words, **common)
 
 
 def _came(connection: Connection, run_id: int, site: str, number: int) -> bool:

@@ -48,6 +48,13 @@ class SilentRun(Rule):
     `federation.join_seconds` before its sites are there."""
 
 
+class PrivacyBudget(Rule):
+    """A private run has spent its epsilon, or nearly."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Of the run's epsilon, from which on it is nearly spent."""
+
+
 class Limits(Section):
     """What `--alarms FILE` may say."""
 
@@ -59,6 +66,7 @@ class Limits(Section):
     divergence: Divergence = Divergence()
     clock: Clock = Clock()
     silent_run: SilentRun = SilentRun()
+    privacy_budget: PrivacyBudget = PrivacyBudget()
     sent_within_hours: Annotated[float, Field(gt=0)] = 24.0
     """An alarm that is older when it could be sent is shown on the page alone: who records last year's runs wakes
     nobody."""

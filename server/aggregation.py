@@ -79,7 +79,7 @@ class Replies:
             return problem
         self._norms[reply.site] = self._guard.norms(submission) if self._strategy.norm_factor else {}
         self._updates[reply.site] = SiteUpdate(
-            site=reply.site, num_samples=reply.num_samples, loss=reply.losses["total"], weights=_NOTHING
+            site=reply.site, num_samples=reply.num_samples, loss=reply.losses.get("total", 0.0), weights=_NOTHING
         )
         self.similarity.add(reply.site, reply.weights, reply.num_samples)
         self._waiting.keep(reply.site, _WEIGHTS, reply.weights)

@@ -26,6 +26,7 @@ from federation.settings import RunSettings, SettingsError, from_run_config
 from server.exchange import Traffic
 from server.freight import Hold, hold
 from server.joining import Federation, join_sites
+from server.privacy import Private
 from server.rounds import Round, Rounds, ServerState, Verdict
 
 app = ServerApp()
@@ -72,6 +73,7 @@ def coordinate(
         raise
     traffic = federation.exchange.traffic
     traffic.add(memory.traffic)
+    private = Private(settings, {} if earlier is None else earlier.record.more.get("privacy", {}))
     refused, monitor = list(memory.refused), Monitor(name=record.monitor, words=memory.monitored)
     writer = RunWriter(
         folder,
@@ -99,13 +101,17 @@ def coordinate(
         )
         pooled = pooled_validation(finished.evaluated) if finished.evaluated else {}
         monitor.watch(finished, pooled)
+        private.take(finished)
+        if private.sites:
+            writer.note(privacy=private.plain())
+            audit.write("privacy", round=finished.number, **private.plain())
         for site, reason in sorted(finished.refused.items()):
             audit.write("refused", round=finished.number, site=site, reason=reason.removeprefix(": ").strip())
         writer.note(refused=refused, monitored=monitor.words, traffic=_noted(traffic, finished.number))
         if monitor.has_changed:
             writer.compare_anew()
         remembered = Memory(finished.state, tuple(refused), monitor.words, _noted(traffic, finished.number))
-        measured = _measurements(finished, pooled)
+        measured = _measurements(finished, pooled, private.epsilons())
         writer.keep(finished.number, model, measured, monitor.value, remembered.for_checkpoint())
         writer.keep_among_last(finished.number, model, settings.federation.kept_rounds)
         if after_round is not None:
@@ -296,10 +302,15 @@ def pooled_validation(replies: Sequence[EvaluateReply]) -> dict[str, PooledMetri
     return pooled_metrics(combine(reply.counts["val"] for reply in replies))
 
 
-def _measurements(finished: Round, pooled: Mapping[str, PooledMetric]) -> list[Measurement]:
-    """Every site's line of the round, then those of all sites together."""
+def _measurements(
+    finished: Round, pooled: Mapping[str, PooledMetric], epsilons: Mapping[str, float]
+) -> list[Measurement]:
+    """Every site's line of the round, then those of all sites together; of a private run with what it has spent."""
+    spent = {site: {"epsilon": epsilon} for site, epsilon in epsilons.items()}
     trained = [
-        reply.result().measured(step=finished.number, site=reply.site, split=SPLITS[0], seconds=reply.seconds)
+        replace(reply.result(), metrics=spent.get(reply.site, {})).measured(
+            step=finished.number, site=reply.site, split=SPLITS[0], seconds=reply.seconds
+        )
         for reply in finished.trained
     ]
     evaluated = [
@@ -308,7 +319,8 @@ def _measurements(finished: Round, pooled: Mapping[str, PooledMetric]) -> list[M
         for split, part in reply.splits.items()
     ]
     values = {name: metric.value if _usable(metric) else None for name, metric in pooled.items()}
-    together = [_together(trained, {}), *([_together(evaluated, values)] if evaluated else [])]
+    most = {"epsilon": max(epsilons.values())} if epsilons else {}
+    together = [_together(trained, most), *([_together(evaluated, values)] if evaluated else [])]
     return [*trained, *evaluated, *together]
 
 
@@ -319,20 +331,21 @@ def _said_together(measured: Sequence[Measurement]) -> str:
 
 
 def _together(lines: Sequence[Measurement], metrics: Mapping[str, float | None]) -> Measurement:
-    """One split of one round over the patients of all sites: losses are means by sample, metrics are given."""
-    count = sum(line.num_samples for line in lines)
+    """One split of one round over the patients of all sites: losses are means of those told, metrics given."""
+    told = [line for line in lines if line.loss is not None]
+    count = sum(line.num_samples for line in told)
 
     def mean(values: Iterable[float]) -> float:
-        return sum(value * line.num_samples for value, line in zip(values, lines, strict=True)) / count
+        return sum(value * line.num_samples for value, line in zip(values, told, strict=True)) / count
 
     first = lines[0]
     return Measurement(
         step=first.step,
         site=POOLED,
         split=first.split,
-        loss=mean(line.loss or 0.0 for line in lines),
-        parts={name: mean(line.parts[name] for line in lines) for name in first.parts},
+        loss=mean(line.loss or 0.0 for line in told) if told else None,
+        parts={name: mean(line.parts[name] for line in told) for name in told[0].parts} if told else {},
         metrics=metrics,
-        num_samples=count,
+        num_samples=sum(line.num_samples for line in lines),
         seconds=max(line.seconds for line in lines),
     )

@@ -48,7 +48,13 @@ class Round:
     def plain(self) -> dict[str, Any]:
         """What a checkpoint keeps of a round that was not scored yet."""
         trained = [
-            {"site": each.site, "num_samples": each.num_samples, "losses": dict(each.losses), "seconds": each.seconds}
+            {
+                "site": each.site,
+                "num_samples": each.num_samples,
+                "losses": dict(each.losses),
+                "seconds": each.seconds,
+                "private_steps": each.private_steps,
+            }
             for each in self.trained
         ]
         return {"number": self.number, "trained": trained, "refused": dict(self.refused)}

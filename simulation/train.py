@@ -67,6 +67,11 @@ def train(
         raise SettingsError(
             "training.batch_norm: received is for the sites of a federation, found without one; use train"
         )
+    if settings.patient_privacy.enabled:
+        raise SettingsError(
+            "patient_privacy.enabled: expected false for training on all patients in one place, found true; a "
+            "simulation of one site trains privately"
+        )
     if settings.model.freeze_backbone:
         keep_freed_memory()
     where = choose_device(device)

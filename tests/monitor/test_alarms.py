@@ -13,10 +13,10 @@ from sqlalchemy import select
 from federation.audit import AUDIT, AuditLog
 from federation.messages import JOIN
 from federation.run_folder import HISTORY, POOLED, Measurement, append_history
-from monitor.alarms import CLOCK, DIVERGENCE, FAILED, MISSING, REFUSED, SILENT, of_silence
+from monitor.alarms import BUDGET, CLOCK, DIVERGENCE, FAILED, MISSING, REFUSED, SILENT, of_silence
 from monitor.database import Database
 from monitor.divergence import rises
-from monitor.limits import Clock, Divergence, Limits, LimitsError, Rule, SilentRun, load_limits
+from monitor.limits import Clock, Divergence, Limits, LimitsError, PrivacyBudget, Rule, SilentRun, load_limits
 from monitor.page import make_page
 from monitor.recorder import Recorder
 from monitor.tables import alarms, deliveries, runs
@@ -322,3 +322,25 @@ def test_an_alarm_has_the_time_of_its_event(log: AuditLog, tmp_path: Path, datab
     assert _rows(database)[0]["time"] == line["time"]
     with database.reading() as connection:
         assert connection.execute(select(runs.c.ended)).scalar_one() == line["time"]
+
+
+def test_a_privacy_budget_is_nearly_spent_and_spent_once_each(
+    log: AuditLog, tmp_path: Path, database: Database
+) -> None:
+    for number, (north, south) in enumerate([(1.0, 2.0), (3.5, 3.7), (3.9, 4.1), (4.0, 4.5)], start=1):
+        sites = {"north": {"steps": number, "epsilon": north}, "south": {"steps": number, "epsilon": south}}
+        log.write("privacy", round=number, delta=1e-5, budget=4.0, statistics="noised", sites=sites)
+    found = _fired(database, tmp_path)
+    assert found == [(BUDGET, "south", 2), (BUDGET, "north", 3), (BUDGET, "south", 3)]
+    assert [row["words"].split(" is ")[1].split(":")[0] for row in _rows(database)] == [
+        "nearly spent",
+        "nearly spent",
+        "spent",
+    ]
+    log.write("privacy", round=5, budget="much", sites={"north": None})
+    assert len(_fired(database, tmp_path)) == 3
+
+
+def test_when_a_privacy_budget_is_nearly_spent_can_be_said(log: AuditLog, tmp_path: Path, database: Database) -> None:
+    log.write("privacy", round=1, budget=4.0, sites={"north": {"steps": 1, "epsilon": 2.1}})
+    assert _fired(database, tmp_path, Limits(privacy_budget=PrivacyBudget(share=0.5))) == [(BUDGET, "north", 1)]
