@@ -4,6 +4,8 @@ const place = document.getElementById("facts");
 const facts = JSON.parse(place.dataset.facts);
 const base = `/runs/${place.dataset.run}`;
 const PAUSE = 300;  // milliseconds
+// This runs before Plotly's megabytes do, so that the first numbers come meanwhile.
+const drawing = new Promise((there) => document.getElementById("plotly").addEventListener("load", there));
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const known = { metric: {}, norms: {}, similarity: {}, traffic: {}, timeline: [], compared: null };
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -146,6 +148,7 @@ function add(to, found) {
 async function ask(names, after) {
   const query = new URLSearchParams({ metric: facts.metric, split: facts.split, after, parts: names.join() });
   const found = await (await fetch(`${base}/series?${query}`)).json();
+  await drawing;
   for (const name of names) {
     if (name === "timeline" || name === "compared") known[name] = found[name];
     else add(known[name], found[name]);
