@@ -19,7 +19,7 @@ from federation.audit import AUDIT, AuditLog
 from monitor import courier as couriers
 from monitor import hooks
 from monitor.courier import Courier, carry
-from monitor.database import Database, open_database, prepare
+from monitor.database import Database, DatabaseAwayError, open_database, prepare
 from monitor.hooks import Hook, HookError, SendError, make_hooks
 from monitor.limits import Limits
 from monitor.recorder import Recorder, record
@@ -355,3 +355,26 @@ def test_a_courier_outlives_its_database(tmp_path: Path, server: Postgres, recei
         for each in (database, beside):
             each.close()
     assert told == []  # the recorder says that the database is away
+
+
+def test_a_full_database_sends_no_alarm_twice_and_loses_none(
+    tmp_path: Path, database: Database, receive: Callable[..., Receiver]
+) -> None:
+    _write_refusals(tmp_path, 150)
+    _recorded(database, tmp_path)
+    receiver = receive()
+    courier = Courier(database, _hook(receiver.url), Limits(), print)
+    _limit_pages(database, 1)  # as many as there are already
+    with pytest.raises(DatabaseAwayError, match="no room left"):
+        courier.deliver()
+    before = len(receiver.got)
+    assert before < 150
+    _limit_pages(database, 1_000_000)
+    assert before + courier.deliver() == 150
+    assert [each["round"] for each in receiver.got] == list(range(150))
+
+
+def _limit_pages(database: Database, pages: int) -> None:
+    """For the connection that the pool has, the only one."""
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
