@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dipro_model.vocabulary import DISEASES, PROGRESSIONS, TASK_CLASSES, Task
 
@@ -115,6 +115,9 @@ class Parts:
         return cls(**values)
 
 
+Trained = Literal["all", "outcome"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiProConfig:
     """Sizes of a DiPro network and weights of its objective; nothing about how it is optimised."""
@@ -149,6 +152,9 @@ class DiProConfig:
     parts: Parts = field(default_factory=Parts)
     """Which parts of the model take part."""
 
+    trained: Trained = "all"
+    """What learns: everything, or `outcome`, class tokens and heads alone, the rest staying as it starts."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
             raise ValueError(f"task: expected one of {[str(task) for task in Task]}, got {self.task!r}")
@@ -162,6 +168,8 @@ class DiProConfig:
         _require_number("dropout", self.dropout, least=0.0)
         if self.dropout >= 1.0:
             raise ValueError(f"dropout: expected a probability below 1, got {self.dropout}")
+        if self.trained not in get_args(Trained):
+            raise ValueError(f"trained: expected one of {list(get_args(Trained))}, got {self.trained!r}")
         for name, kind in (("loss", LossWeights), ("backbone", BackboneConfig), ("parts", Parts)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name}: expected {kind.__name__}, which from_dict reads from plain values")
@@ -210,6 +218,8 @@ class DiProConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DiProConfig":
         """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
+        if isinstance(values, Mapping):
+            values = {"trained": "all", **values}  # files of versions that knew nothing else do not say it
         _require_fields("model", cls, values)
         return cls(
             **{

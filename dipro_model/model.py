@@ -44,6 +44,10 @@ class DiPro(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, config.num_classes))
             for _ in range(config.num_outputs)
         )
+        if config.trained == "outcome":
+            self.requires_grad_(False)
+            self.heads.requires_grad_(True)
+            self.global_fusion.class_tokens.requires_grad_(True)
 
     def forward(self, batch: Batch, *, dense: bool = False) -> Output:
         """`dense` computes padded frames and pairs too, as torch.func.vmap needs it (`disentangle.pick`)."""

@@ -45,6 +45,12 @@ class ModelSettings(Section):
     """Depth of the ResNet."""
     backbone_weights: str = ""
     """Local file with weights for the start, in torchvision's format or a checkpoint of another run; empty: random."""
+    start: str = ""
+    """Local file with a checkpoint of another run, of any task and the same width: what of it has a name and shape of
+    this model's is where training starts."""
+    trained: Literal["all", "outcome"] = "all"
+    """`outcome` trains class tokens and heads alone, on what the rest makes of a stay as it starts: few parameters, for
+    few patients or much noise."""
     freeze_backbone: bool = False
     """Keep the ResNet as it starts: no gradient, batch norm in evaluation mode."""
     crop_pixels: Annotated[int, Field(ge=16, le=224)] = 224

@@ -82,6 +82,10 @@ class RunSettings(Section):
                 "personal.method=fedbn keeps batch norm at the sites, but without radiographs (parts.radiographs) "
                 "none is used; choose ditto or finetune"
             )
+        if self.model.trained == "outcome" and not self.model.freeze_backbone:
+            raise ValueError(
+                "model.trained=outcome leaves the ResNet as it starts; expected model.freeze_backbone=true, found false"
+            )
         require_guarantee(self)
         return self
 
@@ -93,7 +97,9 @@ class RunSettings(Section):
         )
         published = DiProConfig.published(self.task, backbone=backbone)
         sizes = {name: value for name, value in values_set(model).items() if name in SIZES}
-        return replace(published, **sizes, loss=self.loss.weights(published.loss), parts=self.parts.config())
+        return replace(
+            published, **sizes, trained=model.trained, loss=self.loss.weights(published.loss), parts=self.parts.config()
+        )
 
 
 class RunFiles(Section):

@@ -9,6 +9,8 @@ import torch
 from dipro_model import DiPro
 from federation.checkpoint import CheckpointError, save_checkpoint
 from federation.initial import initial_model
+from federation.selection import model_entries
+from federation.settings import SettingsError
 from tests.small_run import small_settings
 
 RESNET = "backbone.resnet."
@@ -76,3 +78,36 @@ def test_random_weights_are_said_so_where_radiographs_are_read(caplog: pytest.Lo
         with caplog.at_level(logging.WARNING):
             initial_model(small_settings(part))
         assert ("starts from random weights" in caplog.text) is said
+
+
+def test_a_run_of_another_task_gives_all_that_fits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "best.pt"
+    teacher = _checkpoint(path, "task=disease_progression", "seed=5").state_dict()
+    plain = initial_model(small_settings()).state_dict()
+    with caplog.at_level(logging.INFO):
+        started = initial_model(small_settings(f"model.start={path}")).state_dict()
+    own = [name for name, value in started.items() if name not in teacher or teacher[name].shape != value.shape]
+    assert own, "progression has other class tokens than mortality"
+    for name, value in started.items():
+        torch.testing.assert_close(value, (plain if name in own else teacher)[name], rtol=0, atol=0)
+    assert f"{len(own)} as drawn" in caplog.text
+
+
+def test_a_start_of_another_width_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wide.pt"
+    _checkpoint(path, "model.width=32")
+    with pytest.raises(ValueError, match=r"wide\.pt: expected a model with model.width=16, found one with 32"):
+        initial_model(small_settings(f"model.start={path}"))
+
+
+def test_what_reads_the_outcome_can_be_trained_alone() -> None:
+    settings = small_settings("model.trained=outcome", "model.freeze_backbone=true")
+    model = initial_model(settings)
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("heads.")} | {
+        "global_fusion.class_tokens"
+    }
+    entries = model_entries(model)
+    assert entries.trained.size == sum(model.get_parameter(name).numel() for name in trained)
+    with pytest.raises(SettingsError, match=r"model.freeze_backbone=true, found false"):
+        small_settings("model.trained=outcome")
