@@ -19,13 +19,14 @@ from federation.selection import Entries, model_entries
 from federation.settings import SettingsError, load_settings
 from federation.weights import flatten_weights
 from server.aggregator import SiteUpdate
-from server.privacy_ledger import LEDGER
+from server.privacy_ledger import LEDGER, Ledger, spent
 from server.site_privacy import PrivateMean, SitePrivacy, noise_of
+from tests.killed_training import federated, run
 from tests.make_cohort import write_two_cohorts
-from tests.small_run import federate, small_settings
+from tests.small_run import SMALL, federate, small_settings
 
 PRIVATE = ("training.batch_norm=frozen", "site_privacy.enabled=true")
-QUICK = (*PRIVATE, "parts.radiographs=false", "training.batch_size=2")
+QUICK = (*PRIVATE, "parts.radiographs=false", "model.freeze_backbone=true", "training.batch_size=2")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_model_is_the_clipped_mean_with_noise_of_the_stated_size(
 
 def test_an_update_of_any_length_moves_the_model_no_further_and_is_named(tmp_path: Path, cohorts: list[Path]) -> None:
     settings = small_settings(
-        *QUICK, "federation.rounds=1", "federation.num_sites=3", "site_privacy.noise_multiplier=1e4"
+        *QUICK, "federation.rounds=1", "federation.num_sites=3", "site_privacy.noise_multiplier=10.0"
     )
     start = flatten_weights(initial_model(settings))
 
@@ -100,9 +101,10 @@ def test_an_update_of_any_length_moves_the_model_no_further_and_is_named(tmp_pat
     three[2].symlink_to(cohorts[0])
     sent: dict[str, np.ndarray] = {}
     after = _flat(federate(tmp_path / "run", three, settings, tamper=_kept(sent, enlarged)))
-    assert np.linalg.norm(sent["west"] - start) > 1e3
-    # Noise of 1e4 / 3 on every entry: six times as much is not to be seen, 1e5 updates would be.
-    assert np.abs(after - start).max() < 6.5 * 1e4 / 3
+    update = (sent["west"] - start).astype(np.float64)
+    assert np.linalg.norm(update) > 1e3
+    # In the direction of that update there is a third of the clip and noise of 10 / 3, and not 1e3 / 3.
+    assert abs(float((after - start) @ update / np.linalg.norm(update))) < 6 * 10 / 3 + 1
     (charged,) = _events(tmp_path / "run", "charged")
     assert charged["far_longer"] == ["west"]
     (aggregated,) = _events(tmp_path / "run", "aggregated")
@@ -125,19 +127,19 @@ def test_a_budget_that_is_spent_ends_the_run_with_the_model_so_far(
 ) -> None:
     federate(tmp_path, cohorts, small_settings(*QUICK, *BUDGET, *more))
     record, history = read_run(tmp_path), read_history(tmp_path)
-    spent = record.more["site_privacy"]
+    account = record.more["site_privacy"]
     assert record.status == "finished"
     assert "error" not in record.more
-    assert spent["ended"].startswith("after round 3 of 5: another one would spend more")
+    assert account["ended"].startswith("after round 3 of 5: another one would spend more")
     assert {line.step for line in history} == {1, 2, 3}
     # The last one is scored though five was the round to be scored.
     assert 3 in {line.step for line in history if line.split == "val"}
-    assert [each[0] for each in spent["by_round"]] == [1, 2, 3]
-    epsilons = [each[1] for each in spent["by_round"]]
+    assert [each[0] for each in account["by_round"]] == [1, 2, 3]
+    epsilons = [each[1] for each in account["by_round"]]
     assert epsilons == sorted(epsilons)
-    assert spent["epsilon"] == epsilons[-1] <= spent["budget"] == 2.0
+    assert account["epsilon"] == epsilons[-1] <= account["budget"] == 2.0
     assert [each["epsilon"] for each in _events(tmp_path, "charged")] == epsilons
-    assert [each["said"] for each in _events(tmp_path, "budget spent")] == [spent["ended"]]
+    assert [each["said"] for each in _events(tmp_path, "budget spent")] == [account["ended"]]
     assert set(record.more["results"]) == {"north", "south"}
 
 
@@ -167,15 +169,33 @@ def test_a_round_that_is_computed_again_is_charged_again(
         federate(tmp_path, cohorts, settings)
     monkeypatch.undo()
     federate(tmp_path, cohorts, settings)
-    spent = read_run(tmp_path).more["site_privacy"]
+    account = read_run(tmp_path).more["site_privacy"]
     # The third of the three that the budget pays for is the second round once more.
-    assert [each[0] for each in spent["by_round"]] == [1, 2, 2]
-    assert spent["ended"].startswith("after round 2 of 5")
+    assert [each[0] for each in account["by_round"]] == [1, 2, 2]
+    assert account["ended"].startswith("after round 2 of 5")
     assert {line.step for line in read_history(tmp_path)} == {1, 2}
     # What was learned of the clip in the round that was lost is lost with it.
-    clips = [each[2] for each in spent["by_round"]]
+    clips = [each[2] for each in account["by_round"]]
     assert clips[0] == 1.0
     assert clips[1] == clips[2] != 1.0
+
+
+def test_killed_again_and_again_it_forgets_no_charge(tmp_path: Path, cohorts: list[Path]) -> None:
+    """Each process is killed some writes later than the one before; what was charged before is charged after."""
+    settings = (*SMALL, *QUICK, "federation.rounds=3", "site_privacy.noise_multiplier=20.0")
+    folder, kill_at, before = tmp_path / "run", 20, 0
+    while not ((folder / "run.json").is_file() and read_run(folder).status == "finished"):
+        run(folder, cohorts, settings, kill_at=kill_at, work=federated)
+        kill_at += 29
+        charges = Ledger(folder).charges if (folder / LEDGER).is_file() else []
+        assert len(charges) >= before
+        before = len(charges)
+    rounds = [each.round for each in charges]
+    assert sorted(set(rounds)) == [1, 2, 3]
+    assert len(rounds) > 3, "a kill between a charge and its checkpoint costs a charge"
+    assert rounds == sorted(rounds)
+    assert [each[0] for each in read_run(folder).more["site_privacy"]["by_round"]] == rounds
+    assert charges[-1].epsilon == pytest.approx(spent([20.0] * len(rounds), 1e-5, "prv"))
 
 
 def test_nothing_is_left_to_end_with_where_all_was_lost(
@@ -202,12 +222,12 @@ def test_a_run_that_goes_on_remembers_and_one_without_its_ledger_does_not_go_on(
         federate(tmp_path, cohorts, settings)
     (tmp_path / LEDGER).write_bytes(ledger)
     federate(tmp_path, cohorts, settings)
-    spent = read_run(tmp_path).more["site_privacy"]
-    assert [each[0] for each in spent["by_round"]] == [1, 2, 3]
-    assert "ended" not in spent
-    assert 7.9 < spent["epsilon"] <= 8.0
+    account = read_run(tmp_path).more["site_privacy"]
+    assert [each[0] for each in account["by_round"]] == [1, 2, 3]
+    assert "ended" not in account
+    assert 7.9 < account["epsilon"] <= 8.0
     # The clip goes on from where it was: no step is longer than the rate times the quantile.
-    steps = np.abs(np.diff(np.log([each[2] for each in spent["by_round"]])))
+    steps = np.abs(np.diff(np.log([each[2] for each in account["by_round"]])))
     assert (steps > 0).all()
     assert (steps <= 0.2 * 0.5 + 1e-6).all()
 
