@@ -186,7 +186,7 @@ def test_killed_again_and_again_it_forgets_no_charge(tmp_path: Path, cohorts: li
     folder, kill_at, before = tmp_path / "run", 20, 0
     while not ((folder / "run.json").is_file() and read_run(folder).status == "finished"):
         run(folder, cohorts, settings, kill_at=kill_at, work=federated)
-        kill_at += 29
+        kill_at += 61
         charges = Ledger(folder).charges if (folder / LEDGER).is_file() else []
         assert len(charges) >= before
         before = len(charges)
