@@ -15,14 +15,25 @@ from federation.site_statistics import MEASURES
 ADMISSION = pd.Timestamp("2150-01-01")
 
 
-def write_cohort(folder: Path, *, num_stays: int, num_images: int, num_hours: int) -> Path:
-    """`num_stays` training stays, and one in ten more for each other split, all of one shape.
+def write_cohort(
+    folder: Path,
+    *,
+    num_stays: int,
+    num_images: int,
+    num_hours: int,
+    held_out: int | None = None,
+    signal: float = 0.0,
+    black: bool = False,
+) -> Path:
+    """`num_stays` training stays, and `held_out` (one in ten) more for each other split, all of one shape.
 
-    Every image and every hour lies in the window of mortality and length of stay.
+    Every image and every hour lies in the window of mortality and length of stay. Values of those who died lie `signal`
+    higher in the first EHR variable; no other value tells anything. Black images take no room on disk.
     """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    splits = ["train"] * num_stays + [split for split in SPLITS[1:] for _ in range(max(2, num_stays // 10))]
+    others = max(2, num_stays // 10) if held_out is None else held_out
+    splits = ["train"] * num_stays + [split for split in SPLITS[1:] for _ in range(others)]
     stays = pd.DataFrame({"stay_id": np.arange(len(splits)) + 1, "subject_id": np.arange(len(splits)) + 1})
     stays = stays.assign(hadm_id=stays.stay_id, intime=ADMISSION, outtime=ADMISSION + pd.Timedelta(hours=num_hours + 1))
     stays = stays.assign(los_days=(num_hours + 1) / 24, age=60.0, mortality_inhospital=stays.stay_id % 2, split=splits)
@@ -34,14 +45,16 @@ def write_cohort(folder: Path, *, num_stays: int, num_images: int, num_hours: in
     write_table(folder, "stays", stays)
     write_table(folder, "images", images)
     write_table(folder, "boxes", _boxes(images))
-    write_table(folder, "ehr_hourly", _hourly(stays, num_hours, rng))
+    hourly = _hourly(stays, num_hours, rng)
+    hourly[EHR_VARIABLES[0]] += signal * hourly.stay_id.isin(stays.stay_id[stays.mortality_inhospital == 1])
+    write_table(folder, "ehr_hourly", hourly)
     write_table(folder, "demographics", _random(stays.loc[:, ["stay_id"]], DEMOGRAPHICS, rng))
     write_table(folder, "pairs", _pairs(images, num_images, rng))
     write_table(folder, "samples_mortality", stays.assign(label=stays.mortality_inhospital))
     write_table(folder, "samples_length_of_stay", stays.assign(label=stays.stay_id % 4))
     groups = dict.fromkeys(TABLES["groups"].names[1:], "unknown")
     write_table(folder, "groups", stays.loc[:, ["stay_id"]].assign(**groups))
-    _write_regions(folder / REGION_FILE, len(images), rng)
+    _write_regions(folder / REGION_FILE, 0 if black else len(images), len(images), rng)
     (folder / STATISTICS).write_text(json.dumps(_statistics(num_hours * len(splits))) + "\n")
     (folder / REPORT).write_text(json.dumps({"counts": {"stays": len(stays)}, "rejections": {}}) + "\n")
     windows = Windows(
@@ -90,9 +103,9 @@ def _pairs(images: pd.DataFrame, num_images: int, rng: np.random.Generator) -> p
     return pairs.assign(region_progression=list(regions))
 
 
-def _write_regions(path: Path, num_images: int, rng: np.random.Generator) -> None:
+def _write_regions(path: Path, num_random: int, num_images: int, rng: np.random.Generator) -> None:
     shape = (num_images, len(REGIONS), REGION_PIXELS, REGION_PIXELS)
     regions = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    for row in range(num_images):
+    for row in range(num_random):
         regions[row] = rng.integers(0, 256, shape[1:], dtype=np.uint8)
     regions.flush()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -67,12 +68,30 @@ def print_results(record: RunRecord, console: Console | None = None) -> None:
     others = [name for name in METRICS[record.task] if name not in shown]
     if others:
         console.print(f"In {RUN}, too: {', '.join(others)}.", highlight=False)
+    if "site_privacy" in record.more:
+        for line in site_privacy_lines(record.more["site_privacy"]):
+            console.print(line, highlight=False)
 
 
 def brief(metrics: Mapping[str, float | None]) -> str:
     """The monitor and one more metric, in words."""
     named = [name for name in BRIEF if name in metrics][:2]
     return ", ".join(f"{name} {_number(metrics[name])}" for name in named)
+
+
+_SHOWN_ROUNDS = 8
+
+
+def site_privacy_lines(spent: Mapping[str, Any]) -> list[str]:
+    """What a run spent of its sites' privacy, in all and after some of its rounds, evenly spread."""
+    charges = spent["by_round"]
+    places = sorted({round(place * (len(charges) - 1) / (_SHOWN_ROUNDS - 1)) for place in range(_SHOWN_ROUNDS)})
+    by_round = ", ".join(f"{charges[place][0]}: {charges[place][1]:.2f}" for place in places) if charges else "none"
+    lines = [
+        f"Site-level privacy: epsilon {spent['epsilon']:.2f} of {spent['budget']:g} at delta {spent['delta']:g}; after "
+        f"round {by_round}."
+    ]
+    return [*lines, f"The budget ended the run {spent['ended']}."] if "ended" in spent else lines
 
 
 def _chosen(record: RunRecord) -> str:

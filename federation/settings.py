@@ -29,6 +29,7 @@ from federation.sections import (
     TrainingSettings,
     values_set,
 )
+from federation.site_privacy import SitePrivacySettings, require_site_guarantee
 
 _T = TypeVar("_T", bound=BaseModel)
 Scalar = bool | int | float | str
@@ -59,6 +60,7 @@ class RunSettings(Section):
     communication: CommunicationSettings = CommunicationSettings()
     personal: PersonalSettings = PersonalSettings()
     patient_privacy: PatientPrivacySettings = PatientPrivacySettings()
+    site_privacy: SitePrivacySettings = SitePrivacySettings()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "RunSettings":
@@ -87,6 +89,7 @@ class RunSettings(Section):
                 "model.trained=outcome leaves the ResNet as it starts; expected model.freeze_backbone=true, found false"
             )
         require_guarantee(self)
+        require_site_guarantee(self)
         return self
 
     def config(self) -> DiProConfig:

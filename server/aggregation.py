@@ -26,6 +26,7 @@ from server.arithmetic import (
 )
 from server.guards import Guard, Submission, outlying_norms, surely_ordinary
 from server.similarity import Similarity
+from server.site_privacy import SitePrivacy
 from server.strategies import STRATEGIES
 from server.waiting import Waiting
 
@@ -49,9 +50,10 @@ class Replies:
         control: np.ndarray,
         scratch: Path,
         num_asked: int,
+        privacy: SitePrivacy | None = None,
     ) -> None:
         """`control` is what `control_size` says, float32 [number]; replies may wait in files of `scratch`; `num_asked`
-        sites may reply."""
+        sites may reply. With `privacy` their mean is clipped and noised."""
         self._guard, self._aggregator, self._strategy, self._entries = guard, aggregator, strategy, entries
         self._of_mean = STRATEGIES[aggregator.name].of_mean
         self._waiting, self._num_asked = Waiting(scratch), num_asked
@@ -60,7 +62,12 @@ class Replies:
         self._norms: dict[str, dict[str, float]] = {}
         self.similarity = Similarity(guard.reference, entries.trained.without(entries.statistics))
         """Of the updates that were taken in, outliers' too."""
-        self._mean = RunningMean(guard.reference.size)
+        self._is_private = privacy is not None
+        self._mean = (
+            RunningMean(guard.reference.size) if privacy is None else privacy.mean(guard.reference, guard.server_round)
+        )
+        self.far_longer: list[str] = []
+        """Sites whose update `refuse_outliers` let through in spite of its length."""
         self._moments: dict[str, Moments] = {}
         self._control, self._changes = control, set[str]()
 
@@ -89,14 +96,21 @@ class Replies:
             self._changes.add(reply.site)
             self._waiting.keep(reply.site, _CONTROL, reply.control_change)
         if self._of_mean:
-            self._sum(surely_ordinary(self._norms, self._num_asked, self._strategy.norm_factor))
+            self._sum(self._surely_ordinary())
         return None
 
     def refuse_outliers(self) -> dict[str, str]:
-        """Leave out updates far longer than the round's median; by site, why."""
+        """Leave out updates far longer than the round's median; by site, why.
+
+        With site-level privacy they are only noted: the clip bounds them, and a site that is left out because of the
+        others' lengths would let another one move more than its own part of the sum.
+        """
         if not self._strategy.norm_factor:
             return {}
         reasons = outlying_norms(self._norms, self._strategy.norm_factor)
+        if self._is_private:
+            self.far_longer = sorted(reasons)
+            return {}
         for site in reasons:
             del self._updates[site]
             self._moments.pop(site, None)
@@ -128,6 +142,11 @@ class Replies:
         pooled = reduce(pooled_moments, self._moments.values())
         share = self._strategy.statistics_share(self._guard.server_round)
         return moved_moments(site_moments(self._guard.reference, self._entries, pooled.count), pooled, share)
+
+    def _surely_ordinary(self) -> set[str]:
+        if self._is_private:
+            return set(self._updates)
+        return surely_ordinary(self._norms, self._num_asked, self._strategy.norm_factor)
 
     def _sum(self, sites: set[str]) -> None:
         """Let the replies of these sites that still wait go into the running sum."""

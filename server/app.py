@@ -9,6 +9,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from dipro_model import DiPro
 from dipro_model.vocabulary import SPLITS
 from federation.audit import AUDIT, AuditError, AuditLog
 from federation.code_digest import code_digest
@@ -22,12 +23,14 @@ from federation.prompt_pulls import pull_promptly
 from federation.resume import EarlierRun, find_earlier
 from federation.run_folder import POOLED, RUN, Measurement, RunError, RunRecord, history_line, read_history, read_run
 from federation.run_writer import RunWriter, new_record
+from federation.selection import model_entries
 from federation.settings import RunSettings, SettingsError, from_run_config
 from server.exchange import Traffic
 from server.freight import Hold, hold
 from server.joining import Federation, join_sites
 from server.privacy import Private
 from server.rounds import Round, Rounds, ServerState, Verdict
+from server.site_privacy import SitePrivacy, noise_of
 
 app = ServerApp()
 
@@ -64,6 +67,7 @@ def coordinate(
     audit.write("run began" if earlier is None else "run goes on", **begun)
     memory = Memory() if earlier is None else Memory.of(earlier)
     try:
+        noise = noise_of(settings) if settings.site_privacy.enabled else None
         federation = join_sites(grid, settings, audit, run=memory.server.run, freight=freight)
         record = _record(settings, federation)
         if earlier is not None:
@@ -84,6 +88,11 @@ def coordinate(
     )
     federation.exchange.before_asking = writer.settle
     writer.note(refused=refused, monitored=monitor.words)
+    privacy: SitePrivacy | None = None
+
+    def note_privacy() -> None:
+        if privacy is not None:
+            writer.note(site_privacy=privacy.report())
 
     def keep_unscored(aggregated: Round) -> None:
         remembered = Memory(
@@ -92,6 +101,7 @@ def coordinate(
             monitor.words,
             _noted(traffic, aggregated.number),
         )
+        note_privacy()
         writer.keep_unfinished(aggregated.number - 1, model, remembered.for_checkpoint())
 
     def keep(finished: Round) -> Verdict:
@@ -108,6 +118,7 @@ def coordinate(
         for site, reason in sorted(finished.refused.items()):
             audit.write("refused", round=finished.number, site=site, reason=reason.removeprefix(": ").strip())
         writer.note(refused=refused, monitored=monitor.words, traffic=_noted(traffic, finished.number))
+        note_privacy()
         if monitor.has_changed:
             writer.compare_anew()
         remembered = Memory(finished.state, tuple(refused), monitor.words, _noted(traffic, finished.number))
@@ -127,12 +138,17 @@ def coordinate(
         checkpoint = earlier.checkpoint if earlier else None
         model = initial_model(settings) if checkpoint is None else checkpoint.model()
         before = read_history(folder) if memory.server.finished else []
-        rounds = Rounds(federation, model, folder, memory.server, _said_together(before))
+        if noise is not None:
+            privacy = _privacy(federation, model, noise, folder)
+        rounds = Rounds(federation, model, folder, memory.server, _said_together(before), privacy)
         done = memory.server.finished
         last = done if done and _is_last(writer, done, settings) else rounds.run(keep, keep_unscored)
         chosen, step = writer.chosen_model()
         replies = rounds.evaluate_finally(chosen, step)
         writer.note(traffic=_noted(traffic, last))
+        note_privacy()
+        if privacy is not None and privacy.ended:
+            audit.write("budget spent", of="site_privacy", said=privacy.ended)
         audit.write("run ended", status="finished", rounds=last)
         writer.finish({reply.site: {split: part.metrics for split, part in reply.splits.items()} for reply in replies})
     except BaseException as error:
@@ -188,6 +204,16 @@ def _record(settings: RunSettings, federation: Federation) -> RunRecord:
     return new_record(
         settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names, **more
     )
+
+
+def _privacy(federation: Federation, model: DiPro, noise: float, folder: Path) -> SitePrivacy:
+    """What the sites' updates are let through by: of the weights what is trained, of batch norm no statistics."""
+    entries = model_entries(model)
+    counts = {site: joined.num_samples[SPLITS[0]] for site, joined in federation.joined.items()}
+    released = entries.trained.without(entries.statistics)
+    privacy = SitePrivacy(federation.settings, noise, counts, released, folder)
+    privacy.warn()
+    return privacy
 
 
 def _earlier(folder: Path, settings: RunSettings) -> EarlierRun | None:

@@ -14,6 +14,7 @@ from flwr.app import Message, RecordDict
 
 from dipro_model import DiPro
 from dipro_model.vocabulary import SPLITS
+from federation.accounting import BudgetError
 from federation.code_digest import code_digest
 from federation.codecs import Payload, codec_of
 from federation.coders import CodecError
@@ -28,6 +29,7 @@ from server.broadcast import Broadcast
 from server.exchange import Refusals, Reply
 from server.guards import Guard, norm_groups
 from server.joining import Federation
+from server.site_privacy import SitePrivacy
 from server.strategies import StrategyError
 
 
@@ -108,13 +110,21 @@ class Rounds:
     """A federation at work on one model."""
 
     def __init__(
-        self, federation: Federation, model: DiPro, folder: Path, state: ServerState, together: str = ""
+        self,
+        federation: Federation,
+        model: DiPro,
+        folder: Path,
+        state: ServerState,
+        together: str = "",
+        privacy: SitePrivacy | None = None,
     ) -> None:
         """Begin with this model, or go on with it where `state` says; replies may wait in `folder`.
 
-        `together` is what `Instruction.together` says until a further round was scored.
+        `together` is what `Instruction.together` says until a further round was scored. With `privacy` the mean of the
+        updates is clipped, noised and charged.
 
-        Raises StrategyError for a strategy that these sites cannot serve, and for the state of another one.
+        Raises StrategyError for a strategy that these sites cannot serve, and for the state of another one; RunError
+        where what was spent of the sites' privacy is not known any more.
         """
         self._federation, self._model, self._folder = federation, model, folder
         self._settings = federation.settings
@@ -124,6 +134,7 @@ class Rounds:
         self._broadcast.publish(flatten_weights(model))
         self._control = np.zeros(control_size(self._settings, self._entries), np.float32)
         self._run, self._best_round, self._finished = state.run, state.best_round, state.finished
+        self._privacy = privacy
         self._together = together
         self._unscored = None if state.unscored is None else Round.of_plain(state.unscored, state)
         if state.finished or state.unscored:
@@ -135,11 +146,13 @@ class Rounds:
         `on_aggregate` is told of a round whose aggregate the sites will score when they are visited next.
         Returns the number of the last round. A site that is late, fails or sends what it must not is left out of its
         round, with the reason in `Round.refused`. Raises MessageError with all reasons where fewer sites than the
-        quorum are left; the model is then that of the round before.
+        quorum are left; the model is then that of the round before. Raises BudgetError where the budget of the sites'
+        privacy is spent and there is no round to end with.
         """
         federation, unscored = self._settings.federation, self._unscored
         first = self._finished + 1 if unscored is None else unscored.number + 1
-        for number in range(first, federation.rounds + 1):
+        last = self._last_round(first)
+        for number in range(first, last + 1):
             refusals = Refusals(what=f"round {number}, {TRAIN}")
             with self._replies(number) as replies:
                 scores = unscored is not None and federation.is_scored(unscored.number)
@@ -155,11 +168,26 @@ class Rounds:
             if federation.visits == "one":
                 on_aggregate(finished)
                 unscored = finished
-            elif self._is_last(on_round, finished, self._validated(number)):
+            elif self._is_last(on_round, finished, self._validated(number, last)):
                 return number
         if unscored:
             self._is_last(on_round, unscored, self.evaluate(unscored.number, splits=("val",)))
-        return federation.rounds
+        if self._privacy is not None and last < federation.rounds:
+            self._privacy.end(last, federation.rounds)
+        return last
+
+    def _last_round(self, first: int) -> int:
+        """The last round that is made of those from `first` on: the run's, or what the sites' budget pays for."""
+        rounds = self._settings.federation.rounds
+        if self._privacy is None:
+            return rounds
+        last = first - 1 + self._privacy.affordable(rounds - first + 1)
+        if not last:
+            raise BudgetError(
+                "the budget of the sites' privacy was spent by rounds that were lost before the first was kept; begin "
+                "a new run in another folder"
+            )
+        return last
 
     def _note(self, number: int, trained: list[TrainReply], replies: Replies, refusals: Refusals) -> None:
         """Tell the audit log how long the updates of a round were and how alike, never their values; who has none."""
@@ -167,12 +195,15 @@ class Rounds:
         # The run's own words about these follow when the round is scored, which may take hours.
         left_out = {site: said.removeprefix(": ").strip() for site, said in sorted(refusals.reasons.items())}
         said = {"norms": replies.norms, "with_others": similarity.with_others(), "left_out": left_out}
+        if self._privacy is not None:
+            note("charged", round=number, **self._privacy.last_charge(), far_longer=replies.far_longer)
         note("aggregated", round=number, sites=len(trained), **said)
         sites, cosines = similarity.matrix()
         note("compared", round=number, sites=sites, cosines=cosines)
 
-    def _validated(self, number: int) -> list[EvaluateReply]:
-        return self.evaluate(number, splits=("val",)) if self._settings.federation.is_scored(number) else []
+    def _validated(self, number: int, last: int) -> list[EvaluateReply]:
+        is_scored = self._settings.federation.is_scored(number) or number == last
+        return self.evaluate(number, splits=("val",)) if is_scored else []
 
     def _is_last(self, on_round: Callable[[Round], Verdict], finished: Round, evaluated: list[EvaluateReply]) -> bool:
         verdict = on_round(replace(finished, evaluated=evaluated))
@@ -265,6 +296,7 @@ class Rounds:
             self._control,
             self._folder,
             self._settings.federation.sites_a_round,
+            self._privacy,
         )
 
     def _ask(
@@ -315,12 +347,16 @@ class Rounds:
         named = {f"strategy/{name}": values for name, values in self._aggregator.state().items()}
         named |= {f"broadcast/{name}": values for name, values in self._broadcast.state().items()}
         named |= {"control": self._control} if self._control.size else {}
+        if self._privacy is not None:
+            named |= {f"privacy/{name}": values for name, values in self._privacy.state().items()}
         return ServerState(run=self._run, finished=finished, best_round=self._best_round, arrays=named)
 
     def _restore(self, state: ServerState) -> None:
         self._aggregator.restore(state.part("strategy"))
         self._broadcast.restore(self._broadcast.weights, state.part("broadcast"))
         self._control = state.arrays.get("control", self._control)
+        if self._privacy is not None:
+            self._privacy.restore(state.part("privacy"))
 
     def _quorum(self, asked: Mapping[int, str]) -> int:
         quorum = self._settings.federation.quorum

@@ -1,6 +1,7 @@
 """What the terminal shows of a run fits into 100 columns and names what matters first."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -51,6 +52,25 @@ def test_the_table_of_results_fits_into_a_hundred_columns(task: Task) -> None:
     others = set(METRICS[task]) - {*HEADLINE[task], *CALIBRATION}
     assert all(name in text for name in others)
     assert ("run.json" in text) == bool(others)
+
+
+def test_a_run_with_site_level_privacy_says_what_it_spent_by_round() -> None:
+    own = record(Task.MORTALITY)
+    spent = {
+        "epsilon": 2.5,
+        "delta": 1e-5,
+        "budget": 8.0,
+        "by_round": [[number, number / 100, 1.0] for number in range(1, 251)],
+    }
+    text = " ".join(printed(replace(own, more={**own.more, "site_privacy": spent})).split())
+    said = "1: 0.01, 37: 0.37, 72: 0.72, 108: 1.08, 143: 1.43, 179: 1.79, 214: 2.14, 250: 2.50"
+    assert f"epsilon 2.50 of 8 at delta 1e-05; after round {said}." in text
+    assert "budget ended" not in text
+    spent |= {"by_round": spent["by_round"][:2], "ended": "after round 2 of 5: another one would spend more"}
+    text = " ".join(printed(replace(own, more={**own.more, "site_privacy": spent})).split())
+    assert "after round 1: 0.01, 2: 0.02." in text
+    assert "The budget ended the run after round 2 of 5" in text
+    assert "privacy" not in printed(own)
 
 
 def test_undefined_is_a_dash_that_is_explained_and_a_name_is_never_markup() -> None:
