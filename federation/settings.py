@@ -28,6 +28,7 @@ from federation.sections import (
     TrainingSettings,
     values_set,
 )
+from federation.secure_settings import SecureAggregationSettings, check_secure
 
 _T = TypeVar("_T", bound=BaseModel)
 Scalar = bool | int | float | str
@@ -57,9 +58,11 @@ class RunSettings(Section):
     strategy: StrategySettings = StrategySettings()
     communication: CommunicationSettings = CommunicationSettings()
     personal: PersonalSettings = PersonalSettings()
+    secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "RunSettings":
+        check_secure(self.secure_aggregation, self.federation, self.strategy, self.communication)
         if self.strategy.name == "scaffold" and self.training.optimizer != "sgd":
             raise ValueError(
                 "strategy.name=scaffold corrects plain gradient steps; expected training.optimizer=sgd, found "

@@ -1,0 +1,89 @@
+"""The settings of secure aggregation, and which other settings of a run leave the server nothing but the sum."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from federation.sections import CommunicationSettings, FederationSettings, Section, StrategySettings
+
+SUMMABLE = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")
+"""Strategies that need the weighted mean of the updates alone."""
+_LEAST_SITES = 2
+
+
+class SecureAggregationSettings(Section):
+    """The server learns the sum of the sites' updates and none of them alone; docs/secure_aggregation.md has protocol
+    and limits."""
+
+    enabled: bool = False
+    """Mask every update so that the masks cancel in the sum. Needs `strategy.norm_factor=0`: nobody sees one update."""
+    threshold: Literal["two_thirds"] | Annotated[int, Field(ge=_LEAST_SITES)] = "two_thirds"
+    """Sites of a round that must be left for its sum to be learned, more than half of those asked; `two_thirds` is the
+    least number above two thirds, which a server in league with a third of the sites cannot get around."""
+    neighbours: Literal["all"] | Annotated[int, Field(ge=4, multiple_of=2)] = "all"
+    """Sites that each site shares masks with; `all` bears any loss of sites down to the threshold, an even number
+    saves time where sites are many."""
+    largest_change: Annotated[float, Field(gt=0)] = 4.0
+    """Largest change of a parameter in a round; a site whose work changes one by more sends nothing. Numbers travel in
+    steps of 2^-30 of it."""
+
+    def least_sites(self, num_asked: int) -> int:
+        """Sites of a round, of so many asked, whose sum alone may be learned."""
+        return 2 * num_asked // 3 + 1 if self.threshold == "two_thirds" else self.threshold
+
+    def share_threshold(self, num_holders: int, num_sites: int, num_asked: int) -> int:
+        """Shares that give a secret back, of one at each of `num_holders` sites.
+
+        Where all sites of the round hold one: the threshold of the round. Where some do: more than half of these.
+        """
+        return self.least_sites(num_asked) if num_holders >= num_sites else num_holders // 2 + 1
+
+
+def check_secure(
+    secure: SecureAggregationSettings,
+    federation: FederationSettings,
+    strategy: StrategySettings,
+    communication: CommunicationSettings,
+) -> None:
+    """Raises ValueError, with every reason, where a run's settings and secure aggregation contradict each other."""
+    if secure.enabled and (problems := list(_problems(secure, federation, strategy, communication))):
+        raise ValueError("; ".join(f"secure_aggregation: {each}" for each in problems))
+
+
+def _problems(
+    secure: SecureAggregationSettings,
+    federation: FederationSettings,
+    strategy: StrategySettings,
+    communication: CommunicationSettings,
+) -> Iterator[str]:
+    asked = federation.sites_a_round
+    least = secure.least_sites(asked)
+    if asked < _LEAST_SITES:
+        yield f"the sum of one site is its update; expected {_LEAST_SITES} sites a round or more, found {asked}"
+    if least > asked:
+        yield f"expected a threshold of at most the {asked} sites of a round, found {least}"
+    if 2 * least <= asked:
+        yield (
+            f"expected a threshold above half of the {asked} sites of a round, found {least}: two sets of sites could "
+            "be unmasked, and their difference tells of single sites"
+        )
+    if federation.quorum != "all" and federation.quorum < least:
+        yield f"below {least} sites nothing can be unmasked; expected federation.quorum of {least} or more, " + (
+            f"found {federation.quorum}"
+        )
+    if strategy.name not in SUMMABLE:
+        yield (
+            f"strategy.name={strategy.name} looks at single updates, which stay hidden; expected one of "
+            f"{', '.join(SUMMABLE)}"
+        )
+    if strategy.norm_factor:
+        yield (
+            "strategy.norm_factor compares the lengths of single updates, which stay hidden; expected 0, found "
+            f"{strategy.norm_factor:g}"
+        )
+    if communication.codec not in ("fp32", "trained"):
+        yield (
+            f"communication.codec={communication.codec} rounds what a site sends, and a masked number that is rounded "
+            "cannot be unmasked; expected fp32 or trained"
+        )
