@@ -13,24 +13,28 @@ _LEAST_SITES = 2
 
 
 class SecureAggregationSettings(Section):
-    """The server learns the sum of the sites' updates and none of them alone; docs/secure_aggregation.md has protocol
-    and limits."""
+    """The server learns the sum of the sites' updates and none of them alone; docs/secure_aggregation.md has limits."""
 
     enabled: bool = False
     """Mask every update so that the masks cancel in the sum. Needs `strategy.norm_factor=0`: nobody sees one update."""
     threshold: Literal["two_thirds"] | Annotated[int, Field(ge=_LEAST_SITES)] = "two_thirds"
-    """Sites of a round that must be left for its sum to be learned, more than half of those asked; `two_thirds` is the
-    least number above two thirds, which a server in league with a third of the sites cannot get around."""
+    """Sites of a round that must be left for its sum to be learned; above two thirds, or a number above half."""
     neighbours: Literal["all"] | Annotated[int, Field(ge=4, multiple_of=2)] = "all"
-    """Sites that each site shares masks with; `all` bears any loss of sites down to the threshold, an even number
-    saves time where sites are many."""
+    """Sites that each shares masks with: `all` bears any loss down to the threshold, an even number saves time."""
     largest_change: Annotated[float, Field(gt=0)] = 4.0
-    """Largest change of a parameter in a round; a site whose work changes one by more sends nothing. Numbers travel in
-    steps of 2^-30 of it."""
+    """Largest change of a parameter in a round, in 2^30 steps; a site that changes one by more sends nothing."""
 
     def least_sites(self, num_asked: int) -> int:
         """Sites of a round, of so many asked, whose sum alone may be learned."""
         return 2 * num_asked // 3 + 1 if self.threshold == "two_thirds" else self.threshold
+
+    def described(self, num_asked: int) -> dict[str, object]:
+        """What run.json says of it: of how many sites at least the server saw the sum, and that it saw nothing else."""
+        least = self.least_sites(num_asked)
+        return {
+            "least_sites": least,
+            "hidden": f"updates of single sites: the server saw the sum of {least} sites or more in every round",
+        }
 
     def share_threshold(self, num_holders: int, num_sites: int, num_asked: int) -> int:
         """Shares that give a secret back, of one at each of `num_holders` sites.

@@ -114,7 +114,7 @@ class Ceremony:
     def take_masked(self, site: str, words: Words) -> None:
         """A masked update: it is added at once, and never looked at alone."""
         if self._total is None:
-            self._total = words
+            self._total = words.copy()
         else:
             self._total.add(words)
         self._survivors.append(site)

@@ -68,7 +68,7 @@ class MaskedReplies:
         if problem is not None:
             return problem
         try:
-            words = self._form.blank(reply.weights.copy())
+            words = self._form.blank(reply.weights)
         except SecureError as error:
             return str(error)
         self._rounds.ceremony.take_masked(reply.site, words)

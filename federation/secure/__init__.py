@@ -2,6 +2,6 @@
 
 The protocol is that of Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning"),
 with the sparse neighbours of Bell et al. 2020 ("Secure Single-Server Aggregation with (Poly)Logarithmic Overhead")
-where sites are many. The site's half is client/masking.py, the server's server/ceremony.py; docs/secure_aggregation.md says
-what it protects, and what not.
+where sites are many. The site's half is client/masking.py, the server's server/ceremony.py; what it protects, and what
+not, is in docs/secure_aggregation.md.
 """

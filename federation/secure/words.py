@@ -31,6 +31,10 @@ class Words:
         self.content = content
         self.wide, self.narrow = content[: 8 * num_wide].view("<u8"), content[8 * num_wide :].view("<u4")
 
+    def copy(self) -> "Words":
+        """The same numbers, which may be changed."""
+        return Words(len(self.wide), len(self.narrow), self.content.copy())
+
     def add(self, other: "Words") -> None:
         """Add the numbers of another row, in place."""
         for ours, theirs in ((self.wide, other.wide), (self.narrow, other.narrow)):
