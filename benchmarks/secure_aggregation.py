@@ -127,7 +127,7 @@ def _train(costs: Costs, form: UpdateForm, left: list[str]) -> int:
             words = costs.of_site(
                 "whole numbers", lambda: form.write(weights, reference, nothing, num_samples=50, share=1 / len(left))
             )
-            costs.of_site("masks", lambda step=step, words=words: masking.mask(step, words))
+            costs.of_site("masks", lambda step=step, words=words: masking.mask(step, words, ""))
             content = RecordDict({"arrays": raw_record({"weights": words.content})})
             costs.of_site("keeping the reply", lambda step=step, c=content: masking.keep_reply(step, c))
             sent = words.content.size

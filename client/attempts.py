@@ -48,6 +48,8 @@ class Attempt(Said):
     """The site's own share of its seed."""
     members: tuple[str, ...] = ()
     """Who masks, once this site did."""
+    terms: str = ""
+    """What it worked on, as `terms_digest` says it."""
     held: dict[str, tuple[str, str]] = Field(default_factory=dict)
     """By member, its shares that this site holds: of the self mask's seed, of the private mask key."""
     survivors: tuple[str, ...] = ()

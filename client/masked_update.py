@@ -27,10 +27,14 @@ class MaskedUpdate:
         *,
         num_samples: int,
         total_samples: int,
+        terms: str,
     ) -> np.ndarray:
-        """uint8 [byte]: the masked update, which says nothing without the others'. Raises SecureError."""
+        """uint8 [byte]: the masked update, which says nothing without the others'. Raises SecureError.
+
+        `terms` is the digest of what this site worked on.
+        """
         words = form.write(weights, reference, control, num_samples=num_samples, share=num_samples / total_samples)
-        self.masking.mask(self.step, words)
+        self.masking.mask(self.step, words, terms)
         return words.content
 
     def keep_reply(self, content: RecordDict) -> RecordDict:

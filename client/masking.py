@@ -61,8 +61,10 @@ class Masking:
                 return self._shares(step)
             return self._confirm(step) if isinstance(step, ConfirmStep) else self._unmask(step)
 
-    def mask(self, step: MaskStep, words: Words) -> None:
+    def mask(self, step: MaskStep, words: Words, terms: str) -> None:
         """Mask an update, in place: its self mask, and one for every neighbour that masks too.
+
+        `terms` is the digest of what this site worked on, for which it will sign.
 
         What leaves must be what `keep_reply` gives: one mask over two updates would show their difference.
         """
@@ -76,7 +78,8 @@ class Masking:
             sites = (self.site, peer.site)
             own, theirs = bytes.fromhex(attempt.secrets.mask_key), bytes.fromhex(peer.mask_key)
             words.add_mask(pair_mask_seed(own, theirs, digest, sites), subtract=peer.site < self.site)
-        self.attempts.keep(attempt.model_copy(update={"members": tuple(sorted(step.members)), "held": held}))
+        masked = {"members": tuple(sorted(step.members)), "held": held, "terms": terms}
+        self.attempts.keep(attempt.model_copy(update=masked))
 
     def keep_reply(self, step: MaskStep, content: RecordDict) -> RecordDict:
         """Write down what leaves and forget the secrets behind its masks; what left before, where something did."""
@@ -198,7 +201,7 @@ class Masking:
             raise self._refused("the survivors that it signed for before", "others")
         self._check_unmasked(step.round, survivors)
         self.attempts.keep(attempt.model_copy(update={"survivors": survivors}))
-        statement = survivors_statement(digest_of(attempt.keys), attempt.members, survivors)
+        statement = survivors_statement(digest_of(attempt.keys), attempt.members, survivors, attempt.terms)
         return ConfirmAnswer(signature=self.identity.sign(statement).hex())
 
     def _unmask(self, step: UnmaskStep) -> UnmaskAnswer:
@@ -227,7 +230,7 @@ class Masking:
                 f"signatures of {self._least} or more survivors", f"{len(signatures)}, or of others than survivors"
             )
         by_site = {each.site: each for each in attempt.keys}
-        statement = survivors_statement(digest_of(attempt.keys), attempt.members, attempt.survivors)
+        statement = survivors_statement(digest_of(attempt.keys), attempt.members, attempt.survivors, attempt.terms)
         for site, signature in signatures.items():
             check_signature(site, bytes.fromhex(by_site[site].certificate), statement, bytes.fromhex(signature))
 

@@ -34,6 +34,7 @@ from federation.messages import EvaluateReply, Instruction, JoinReply, TrainRepl
 from federation.pooled import ScoreCounts, summarise
 from federation.results import SplitResult
 from federation.secure.errors import SecureError
+from federation.secure.terms import terms_digest
 from federation.secure.update_form import UpdateForm
 from federation.selection import ModelEntries, model_entries
 from federation.settings import RunSettings
@@ -172,8 +173,15 @@ class Site:
             pools_moments=self.settings.strategy.recalibrate,
             largest_change=self.settings.secure_aggregation.largest_change,
         )
-        counts = {"num_samples": len(self.samples("train")), "total_samples": instruction.total_samples}
-        return masked.write(form, trained, received, control_change, **counts)
+        return masked.write(
+            form,
+            trained,
+            received,
+            control_change,
+            num_samples=len(self.samples("train")),
+            total_samples=instruction.total_samples,
+            terms=terms_digest(self.settings, instruction.total_samples, received, instruction.control),
+        )
 
     def _norm_change(self, instruction: Instruction, gradients: np.ndarray) -> np.ndarray:
         """What a round's gradients of batch norm change of those that the server keeps.

@@ -39,9 +39,10 @@ class SecureAggregationSettings(Section):
     def share_threshold(self, num_holders: int, num_sites: int, num_asked: int) -> int:
         """Shares that give a secret back, of one at each of `num_holders` sites.
 
-        Where all sites of the round hold one: the threshold of the round. Where some do: more than half of these.
+        Where all sites of the round hold one: the threshold of the round. Where some do: above two thirds of these, so
+        that the holders are hardly ever in league with the server though a third of all sites is.
         """
-        return self.least_sites(num_asked) if num_holders >= num_sites else num_holders // 2 + 1
+        return self.least_sites(num_asked) if num_holders >= num_sites else 2 * num_holders // 3 + 1
 
 
 def check_secure(

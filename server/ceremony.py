@@ -49,6 +49,8 @@ class Ceremony:
         self.round, self.attempt = server_round, secrets.token_hex(16)
         self.least = settings.least_sites(num_asked)
         """Sites that must be left."""
+        self.terms = ""
+        """What the sites worked on, as `terms_digest` says it; known before they confirm."""
         self._keys: dict[str, SiteKeys] = {}
         self._parcels: dict[str, Mapping[str, str]] = {}
         self._total: Words | None = None
@@ -124,7 +126,7 @@ class Ceremony:
         return ConfirmStep(round=self.round, attempt=self.attempt, survivors=tuple(self.survivors))
 
     def _take_confirm(self, site: str, answer: ConfirmAnswer) -> None:
-        statement = survivors_statement(self._digest, self.members, self.survivors)
+        statement = survivors_statement(self._digest, self.members, self.survivors, self.terms)
         certificate = bytes.fromhex(self._keys[site].certificate)
         check_signature(site, certificate, statement, bytes.fromhex(answer.signature))
         self._signatures[site] = answer.signature

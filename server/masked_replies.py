@@ -4,7 +4,7 @@ What `server.aggregation.Replies` looks at in single updates, lengths, finitenes
 A site checks its own before it masks; the server checks that the sum is one of such updates (`UpdateForm.read`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -45,11 +45,13 @@ class MaskedReplies:
         form: UpdateForm,
         control: np.ndarray,
         rounds: MaskedRounds,
+        terms: Callable[[int], str],
         following: Mapping[int, str],
     ) -> None:
-        """`control` is what `control_size` says, float32 [number]; `following` are the sites of the next round."""
+        """`control` is what `control_size` says, float32 [number]; `terms` gives the digest of what the sites worked
+        on, of the number of all samples; `following` are the sites of the next round."""
         self._guard, self._aggregator, self._strategy, self._form = guard, aggregator, strategy, form
-        self._control, self._rounds, self._following = control, rounds, following
+        self._control, self._rounds, self._terms, self._following = control, rounds, terms, following
         self._losses: dict[str, float] = {}
 
     def __enter__(self) -> "MaskedReplies":
@@ -88,7 +90,10 @@ class MaskedReplies:
         counts = {site: self._guard.num_samples[site] for site in self._losses}
         samples, everyone = sum(counts.values()), sum(self._guard.num_samples.values())
         summed = self._form.read(
-            self._rounds.finish(self._following), num_sites=len(counts), num_samples=samples, share=samples / everyone
+            self._rounds.finish(self._terms(everyone), self._following),
+            num_sites=len(counts),
+            num_samples=samples,
+            share=samples / everyone,
         )
         loss = sum(count * self._losses[site] for site, count in counts.items()) / samples
         mean = SiteUpdate(

@@ -50,13 +50,14 @@ class MaskedRounds:
             refusals.require(quorum, len(asked))
         return dict(asked)
 
-    def finish(self, following: Mapping[int, str]) -> Words:
+    def finish(self, terms: str, following: Mapping[int, str]) -> Words:
         """Let the survivors sign who they are and reveal what the sum needs; the sum.
 
-        `following` are the sites of the next round, none after the last. Raises MessageError, and no mask of anybody is
-        revealed, where fewer masked updates came than the threshold.
+        `terms` is the digest of what they worked on, `following` are the sites of the next round, none after the last.
+        Raises MessageError, and no mask of anybody is revealed, where fewer masked updates came than the threshold.
         """
         ceremony, refusals = self.ceremony, Refusals(what=f"round {self.ceremony.round}, unmasking")
+        ceremony.terms = terms
         left = {node: site for node, site in self._federation.nodes.items() if site in ceremony.survivors}
         self._next = self._fresh(ceremony.round + 1) if following else None
         try:

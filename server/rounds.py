@@ -20,6 +20,7 @@ from federation.coders import CodecError
 from federation.messages import EVALUATE, TRAIN, EvaluateReply, Instruction, TrainReply
 from federation.secure.messages import with_masks
 from federation.secure.steps import MaskStep
+from federation.secure.terms import terms_digest
 from federation.secure.update_form import UpdateForm
 from federation.seeds import derive_seed
 from federation.selection import Entries, ModelEntries, model_entries, module_entries
@@ -289,7 +290,11 @@ class Rounds:
         )
         is_last = number == self._settings.federation.rounds
         following = {} if is_last else participants(self._federation.nodes, self._settings, number + 1)
-        return MaskedReplies(guard, self._aggregator, strategy, form, self._control, masked, following)
+
+        def terms(total_samples: int) -> str:
+            return terms_digest(self._settings, total_samples, guard.reference, self._control)
+
+        return MaskedReplies(guard, self._aggregator, strategy, form, self._control, masked, terms, following)
 
     def _ask(
         self,

@@ -56,10 +56,10 @@ class World:
         words.wide[:], words.narrow[:] = wide, narrow
         return words
 
-    def masked(self, site: str, step: MaskStep) -> Words:
+    def masked(self, site: str, step: MaskStep, terms: str = "") -> Words:
         """The update as it leaves the site."""
         words, masking = self.words(site), self.masking(site)
-        masking.mask(read(MaskStep, step.model_dump_json(), "the server"), words)
+        masking.mask(read(MaskStep, step.model_dump_json(), "the server"), words, terms)
         masking.keep_reply(step, RecordDict({"arrays": ArrayRecord([words.content])}))
         return words
 

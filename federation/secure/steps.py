@@ -155,9 +155,10 @@ def digest_of(keys: Collection[SiteKeys]) -> bytes:
     return hashlib.sha256(b"".join(hashlib.sha256(each.statement()).digest() for each in ordered)).digest()
 
 
-def survivors_statement(digest: bytes, members: Sequence[str], survivors: Sequence[str]) -> bytes:
-    """What a site signs before anything is revealed."""
-    return _canonical("survivors", {"keys": digest.hex(), "members": sorted(members), "survivors": sorted(survivors)})
+def survivors_statement(digest: bytes, members: Sequence[str], survivors: Sequence[str], terms: str) -> bytes:
+    """What a site signs before anything is revealed: whose keys, who masked, who is left, and what they worked on."""
+    said = {"keys": digest.hex(), "members": sorted(members), "survivors": sorted(survivors), "terms": terms}
+    return _canonical("survivors", said)
 
 
 def sign_keys(identity: Identity, unsigned: SiteKeys) -> SiteKeys:

@@ -140,7 +140,7 @@ def test_a_process_that_ended_while_it_masked_can_mask_again_because_nothing_lef
     world.ask(ceremony, "keys", world.sites)
     world.ask(ceremony, "shares", world.sites)
     step = ceremony.ask_mask(NORTH)
-    world.masking(NORTH).mask(step, world.words(NORTH))
+    world.masking(NORTH).mask(step, world.words(NORTH), "")
     assert world.masking(NORTH).find_reply(step) is None
     world.masked(NORTH, step)
 
@@ -178,6 +178,25 @@ def test_nothing_is_revealed_before_enough_have_signed_for_the_same_set(world: W
             world.answer(NORTH, asked.model_copy(update={"signatures": wrong}))
     revealed = world.answer(NORTH, asked)
     assert world.answer(NORTH, asked) == revealed, "asked again, it says the same"
+
+
+def test_sites_that_worked_on_different_things_unmask_nothing(world: World) -> None:
+    """Another model, share or setting at one of them: its signature is of other terms, and the others refuse."""
+    ceremony = world.ceremony()
+    world.ask(ceremony, "keys", world.sites)
+    world.ask(ceremony, "shares", world.sites)
+    for site, terms in ((NORTH, "model"), (SOUTH, "model"), (WEST, "other")):
+        ceremony.take_masked(site, world.masked(site, ceremony.ask_mask(site), terms))
+    ceremony.terms = "model"
+    world.ask(ceremony, "confirm", [NORTH, SOUTH])
+    with pytest.raises(SecureError, match="west: expected a statement signed with its key"):
+        world.ask(ceremony, "confirm", [WEST])
+    asked = ceremony.ask("confirm")
+    signed = world.answer(WEST, asked).model_dump()["signature"]
+    signatures = {**ceremony._signatures, WEST: signed}
+    step = UnmaskStep(round=1, attempt=ceremony.attempt, signatures=signatures)
+    with pytest.raises(SecureError, match="west: expected a statement signed with its key"):
+        world.answer(NORTH, step)
 
 
 def test_never_both_shares_of_one_site(keys: Path, tmp_path: Path) -> None:

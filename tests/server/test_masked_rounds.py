@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from scipy import stats
 
 from federation.audit import AUDIT, verify
 from federation.initial import initial_model
-from federation.messages import ARRAYS, CONFIG, EVALUATE, TRAIN, MessageError
+from federation.messages import ARRAYS, CONFIG, EVALUATE, TRAIN, Instruction, MessageError
 from federation.run_folder import read_history, read_run
-from federation.secure.messages import MASKS
+from federation.secure.messages import MASKS, with_masks
+from federation.secure.steps import MaskStep
 from federation.selection import model_entries
 from federation.weights import flatten_weights
 from tests.make_cohort import write_cohort
@@ -282,6 +284,30 @@ def test_a_site_never_sends_its_update_in_the_clear(tmp_path: Path, cohorts: lis
     words = "north failed: SecureError: north: expected what its update is masked with, found an instruction without"
     with pytest.raises(MessageError, match=words):
         masked_federate(tmp_path / "masked", cohorts, masked_settings(*ONE))
+
+
+@pytest.mark.parametrize("lie", ["model", "total_samples"])
+def test_a_server_that_tells_one_site_something_else_learns_nothing(
+    tmp_path: Path, cohorts: list[Path], monkeypatch, lie: str
+) -> None:
+    """Three sites with a model that learns nothing, or with a share of nothing, would leave the fourth's update."""
+
+    def lying(record: RecordDict, step: MaskStep) -> RecordDict:
+        instruction = Instruction.parse(_Question(record))
+        is_honest = len(step.parcels) and "north" not in step.parcels  # the list of others' shares names its reader not
+        other = {"model": {"weights": instruction.weights * 0}, "total_samples": {"total_samples": 10**12}}[lie]
+        return with_masks(record if is_honest else replace(instruction, **other).record(), step)
+
+    monkeypatch.setattr("server.rounds.with_masks", lying)
+    with pytest.raises(MessageError, match=r"expected signatures of 3 sites or more, 1 came"):
+        masked_federate(tmp_path / "masked", cohorts, masked_settings(*ONE))
+
+
+@dataclass
+class _Question:
+    """A message, as far as it is parsed."""
+
+    content: RecordDict
 
 
 def test_a_site_whose_training_diverged_sends_nothing(tmp_path: Path, cohorts: list[Path]) -> None:
