@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Records
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from client.site_state import SiteState
 from federation.files import write_whole
+from federation.freight import Item, digest_of, loaded, unloaded
 from federation.secure.steps import Said, SiteKeys, UnmaskAnswer, read
 
 _FOLDER, _UNMASKED, _LOCK = "masks", "unmasked.json", "lock"
@@ -84,24 +86,45 @@ class Attempts:
 
     def forget(self, is_over: Callable[[int, str], bool] = lambda server_round, attempt: True) -> None:
         """Remove the attempts of these rounds and names, all unless told otherwise."""
-        for path in [*self._folder.glob("*.json"), *self._folder.glob("*.reply")]:
-            number, _, name = path.stem.partition("-")
-            if path.name != _UNMASKED and is_over(int(number), name):
+        for path in self._folder.glob("*-*"):
+            number, _, name = path.name.partition("-")
+            if is_over(int(number), name.partition(".")[0]):
                 path.unlink()
 
     def keep_reply(self, server_round: int, attempt: str, content: RecordDict) -> None:
-        """Write what is about to leave, so that whoever asks again gets the same bytes."""
+        """Write what is about to leave, so that whoever asks again gets the same bytes.
+
+        Large arrays go into files of their own: Flower's form of a message copies them many times.
+        """
         path = self._path(server_round, attempt).with_suffix(".reply")
-        write_whole(path, recorddict_to_proto(content).SerializeToString(), is_private=True)
+
+        def keep(part: np.ndarray) -> str:
+            digest = digest_of(part)
+            write_whole(path.with_suffix(f".{digest}"), part.data, is_private=True)
+            return digest
+
+        light = unloaded(content, keep)
+        write_whole(path, recorddict_to_proto(light).SerializeToString(), is_private=True)
 
     def find_reply(self, server_round: int, attempt: str) -> RecordDict | None:
-        """What has left, or was about to; None where nothing was masked yet."""
+        """What has left, or was about to; None where nothing was masked yet. Raises FreightError where it changed."""
         path = self._path(server_round, attempt).with_suffix(".reply")
-        return recorddict_from_proto(Records.FromString(path.read_bytes())) if path.is_file() else None
+        if not path.is_file():
+            return None
+
+        def fetch(item: Item) -> np.ndarray:
+            part = np.fromfile(path.with_suffix(f".{item.digest}"), np.uint8)
+            item.check(part)
+            return part
+
+        return loaded(recorddict_from_proto(Records.FromString(path.read_bytes())), fetch)
 
     def drop_reply(self, server_round: int, attempt: str) -> None:
         """Forget what has left: the server has it."""
-        self._path(server_round, attempt).with_suffix(".reply").unlink(missing_ok=True)
+        own = self._path(server_round, attempt)
+        for path in self._folder.glob(f"{own.stem}.*"):
+            if path != own:
+                path.unlink()
 
     def unmasked(self, server_round: int) -> str | None:
         """Of which survivors this site has helped to unmask a round, as `note_unmasked` was told; None for none."""

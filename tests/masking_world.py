@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import RecordDict
 
 from client.attempts import Attempts
 from client.masking import Masking
 from client.site_state import SiteState
+from federation.messages import raw_record
 from federation.secure.identity import Identity
 from federation.secure.steps import MaskStep, Said, Step, Steps, read
 from federation.secure.words import Words
@@ -60,7 +61,7 @@ class World:
         """The update as it leaves the site."""
         words, masking = self.words(site), self.masking(site)
         masking.mask(read(MaskStep, step.model_dump_json(), "the server"), words, terms)
-        masking.keep_reply(step, RecordDict({"arrays": ArrayRecord([words.content])}))
+        masking.keep_reply(step, RecordDict({"arrays": raw_record({"0": words.content.copy()})}))
         return words
 
     def sum(self, sites: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
