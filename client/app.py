@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
@@ -13,8 +13,11 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.attempts import Attempts
 from client.freight import carrier
 from client.gaps import read_gaps
+from client.masked_update import MaskedUpdate
+from client.masking import Masking
 from client.normalisation import agreed_records
 from client.policy import PolicyError, SitePolicy, load_policy
 from client.privacy_ledger import LedgerError
@@ -39,6 +42,9 @@ from federation.messages import (
     TrainReply,
     described,
 )
+from federation.secure.identity import IDENTITY, Identity
+from federation.secure.messages import MasksQuestion, MasksReply, masks_of
+from federation.secure.steps import MaskStep, Said, UnmaskAnswer
 from federation.settings import RunFiles, RunSettings, SettingsError, from_run_config
 from federation.site_statistics import AgreementError
 from federation.weights import blank_model, layout_digest
@@ -53,6 +59,42 @@ _OF_SETTINGS = (MessageError, PolicyError, SettingsError, AgreementError)
 def join(message: Message, context: Context) -> Message:
     start = time.monotonic()
     return _answer(message, context, JOIN, lambda site, asked: site.join(asked, since=start))
+
+
+@app.query("masks")
+def masks(message: Message, context: Context) -> Message:
+    """Answer the steps of secure aggregation in which no model travels, and write down what leaves."""
+    way = carrier(context, message.content)
+    if way is not None:
+        message.content = way.load(message.content)
+    question = MasksQuestion.parse(message)
+    settings, spec, folder = _place(context)
+    log = None if folder is None else AuditLog(path=folder / AUDIT)
+    asked: dict[str, object] = {"asked": " ".join(each.step for each in question.steps), "run": question.run}
+    asked["round"] = question.steps[0].round
+    try:
+        _policy(context).check_masked(settings)
+        masking = _masking(context, settings, spec.name, folder, question.run)
+        answers = [masking.answer(step) for step in question.steps]
+    except Exception as error:
+        if log is not None:
+            log.write("refused", **asked, reason=_reason(error))
+        raise
+    content = MasksReply(site=spec.name, answers=tuple(each.model_dump_json() for each in answers)).record()
+    if log is not None:
+        log.write("left", **asked, **_revealed(answers), **described(content))
+    if way is not None:
+        content = way.unload(content)
+        way.close()
+    return Message(content, reply_to=message)
+
+
+def _revealed(answers: Sequence[Said]) -> dict[str, list[str]]:
+    """Whose masks a site has helped to take away, for its audit log: survivors' own, and what others shared."""
+    unmasked = [each for each in answers if isinstance(each, UnmaskAnswer)]
+    named = {"self_masks": [site for each in unmasked for site in sorted(each.self_masks)]}
+    named["mask_keys"] = [site for each in unmasked for site in sorted(each.mask_keys)]
+    return named if unmasked else {}
 
 
 @app.train()
@@ -77,7 +119,7 @@ def _answer(
         if way is not None:
             message.content = way.load(message.content)
         instruction = Instruction.parse(message)
-        site = _site(context, instruction)
+        site = _site(context, instruction, masks_of(message.content))
     except Exception as error:  # before it is known which run it is of
         if folder := context.node_config.get("folder"):
             AuditLog(path=Path(str(folder)) / AUDIT).write("refused", asked=what, reason=_reason(error))
@@ -90,10 +132,13 @@ def _answer(
         policy.check(site.settings, site.num_patients, datetime.now())
         site = replace(site, budget=policy.budget)
         _bound_gpu(policy, site.device)
-        reply = work(site, instruction)
-        if site.folder is not None:
-            keep_measurements(site.folder, instruction, reply)
-        content = _let_out(policy, reply).record()
+        content = None if site.masked is None else site.masked.find_reply()
+        if content is None:
+            reply = work(site, instruction)
+            if site.folder is not None:
+                keep_measurements(site.folder, instruction, reply)
+            content = _let_out(policy, reply).record()
+            content = content if site.masked is None else site.masked.keep_reply(content)
     except Exception as error:
         if log is not None:
             log.write("refused", **asked, reason=_reason(error))
@@ -103,6 +148,7 @@ def _answer(
         raise
     if log is not None:
         is_final = {"final": True} if instruction.final else {}
+        is_final |= {"masked": True} if site.masked is not None else {}
         log.write("left", **asked, **is_final, code=instruction.code_digest, **described(content))
     if way is not None:
         content = way.unload(content)
@@ -168,14 +214,43 @@ def _layout(config: DiProConfig) -> str:
     return layout_digest(_network(config))
 
 
-def _site(context: Context, instruction: Instruction) -> Site:
-    """The site of this node: its own node config says where its cohort is, in a simulation the list of sites does.
+def _place(context: Context) -> tuple[RunSettings, SiteSpec, Path | None]:
+    """The run's settings, this node's site, and the folder where it keeps what is its own.
 
-    A node that has a cohort of its own is never led to another folder by the run.
+    Its own node config says where its cohort is, in a simulation the list of sites does. A node that has a cohort of
+    its own is never led to another folder by the run.
     """
     settings, files = from_run_config(context.run_config)
     is_deployed = bool(context.node_config.get("cohort")) or not files.sites
     spec, folder = _deployed(context) if is_deployed else _simulated(context, files)
+    return settings, spec, folder
+
+
+def _masking(context: Context, settings: RunSettings, site: str, folder: Path | None, run: str) -> Masking:
+    """What masks this node's updates, with its long-term keys. Raises SettingsError, SecureError."""
+    if not settings.secure_aggregation.enabled:
+        raise SettingsError("this run has no secure aggregation (secure_aggregation.enabled); expected no masks")
+    place = str(context.node_config.get("identity", "")) or (str(folder / IDENTITY) if folder else "")
+    if not place:
+        raise SettingsError(
+            "this node's configuration lacks identity, the folder of its signing key: start the site with the "
+            "`dipro-fed site start` of this version"
+        )
+    return Masking(
+        site=site,
+        attempts=Attempts(state=SiteState(site=site, folder=folder, run=run)),
+        identity=Identity.load(Path(place)),
+        settings=settings.secure_aggregation,
+        num_asked=settings.federation.sites_a_round,
+    )
+
+
+def _site(context: Context, instruction: Instruction, step: MaskStep | None) -> Site:
+    """The site of this node, with what masks its update where the instruction says so."""
+    settings, spec, folder = _place(context)
+    masked = None
+    if step is not None:
+        masked = MaskedUpdate(masking=_masking(context, settings, spec.name, folder, instruction.run), step=step)
     agreement = _agreement(instruction.agreement) if instruction.agreement else None
     pixels = settings.model.crop_pixels
     records = _records(spec, pixels)
@@ -193,6 +268,7 @@ def _site(context: Context, instruction: Instruction) -> Site:
             item.strip() for item in str(context.node_config.get("withhold", "")).split(",") if item.strip()
         ),
         folder=folder,
+        masked=masked,
     )
 
 

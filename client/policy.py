@@ -32,6 +32,8 @@ class SitePolicy(BaseModel):
     of all patients together leave by the minimum cell."""
     hours: tuple[str, ...] = ()
     """Times of the day, by this machine's clock, within which it works, such as 20:00-06:00; none is all day."""
+    summed_sites: Annotated[int, Field(ge=0)] = 0
+    """An update leaves only in a sum of so many sites or more (`secure_aggregation`); 0 lets it leave alone."""
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of a GPU's memory that the site's process takes at most."""
     largest_epsilon: Literal["any"] | Annotated[float, Field(gt=0)] = "any"
@@ -75,6 +77,7 @@ class SitePolicy(BaseModel):
                 f"this site's policy asks for {self.minimum_patients} training patients of its own, it has fewer"
             )
         self._check_privacy(settings, num_patients)
+        self.check_masked(settings)
         if self.hours and not any(_is_within(now.time(), *_window(each)) for each in self.hours):
             raise PolicyError(f"this site's policy allows work at {', '.join(self.hours)} by its clock, not now")
 
@@ -107,6 +110,16 @@ class SitePolicy(BaseModel):
     def budget(self) -> Budget | None:
         """What all private runs may spend together; None is any."""
         return None if self.largest_epsilon == "any" else Budget(epsilon=self.largest_epsilon, delta=self.delta)
+
+    def check_masked(self, settings: RunSettings) -> None:
+        """Raises PolicyError where updates would leave in the clear, or in a sum of fewer sites than is allowed."""
+        secure = settings.secure_aggregation
+        sites = secure.least_sites(settings.federation.sites_a_round) if secure.enabled else 1
+        if sites < self.summed_sites:
+            raise PolicyError(
+                f"this site's policy lets an update leave in a sum of {self.summed_sites} sites or more, found one of "
+                f"{sites} (secure_aggregation.enabled, secure_aggregation.threshold)"
+            )
 
     def lets_out(self, metric: str) -> bool:
         """Whether a metric of the site's own patients may leave."""

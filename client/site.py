@@ -10,11 +10,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from client.attempts import Attempts
 from client.corrections import Correction
 from client.dataset import SampleSet, require_every_split, require_trainable
 from client.exchange import received_weights, sent_weights
 from client.features import inputs_of
 from client.local_work import LocalWork, of_common_batch
+from client.masked_update import MaskedUpdate
 from client.personal import Personal
 from client.predictions import Predictions, write_predictions
 from client.privacy_ledger import STATISTICS, STEPS, Budget, LedgerError, PrivacyLedger, patients_digest
@@ -34,7 +36,10 @@ from federation.duplicates import hash_patients
 from federation.messages import EvaluateReply, Instruction, JoinReply, TrainReply
 from federation.pooled import ScoreCounts, summarise
 from federation.results import SplitResult
-from federation.selection import model_entries
+from federation.secure.errors import SecureError
+from federation.secure.terms import terms_digest
+from federation.secure.update_form import UpdateForm
+from federation.selection import ModelEntries, model_entries
 from federation.settings import RunSettings
 from federation.site_statistics import AgreementError, SiteStatistics
 from federation.weights import flatten_weights, layout_digest, unflatten_weights
@@ -56,6 +61,8 @@ class Site:
     """Where the site keeps its own patients' predictions, round by round; None keeps none."""
     budget: Budget | None = None
     """What all private runs on its patients may spend together; None is any."""
+    masked: MaskedUpdate | None = None
+    """What masks the update of this round; None where it travels in the clear."""
 
     @property
     def name(self) -> str:
@@ -82,7 +89,10 @@ class Site:
         along. Raises DataError where a split has no sample or training
         has a single class.
         """
-        self._state(instruction).begin()
+        state = self._state(instruction)
+        state.begin()
+        if self.settings.secure_aggregation.enabled:
+            Attempts(state=state).forget()  # a server that begins, or goes on, knows none of them
         require_every_split([self.records], self.settings.task, SPLITS)
         require_trainable(self.samples("train"))
         minimum = self.settings.federation.minimum_cell
@@ -105,6 +115,7 @@ class Site:
 
         FedProx and SCAFFOLD add to the gradients; a personal model is made beside, and stays here.
         """
+        self._require_masked()
         require_trainable(self.samples("train"))
         model, entries = place(model, self.device, self.settings), model_entries(model)
         codec, state = codec_of(self.settings.communication, lambda: entries), self._state(instruction)
@@ -123,10 +134,15 @@ class Site:
             losses, control_change = self._work(model, samples, instruction, received, begin)
         trained = flatten_weights(model)
         personal.keep(model, instruction, received, samples, self._class_weights())
+        if self.masked is None:
+            sent = sent_weights(trained, received, state, codec, instruction.server_round)
+        else:
+            sent = self._masked_update(self.masked, entries, trained, received, control_change, instruction)
+            control_change = control_change[:0]
         return TrainReply(
             site=self.name,
             num_samples=len(samples),
-            weights=sent_weights(trained, received, state, codec, instruction.server_round),
+            weights=sent,
             losses=losses,
             seconds=time.monotonic() - start,
             server_round=instruction.server_round,
@@ -213,6 +229,36 @@ class Site:
             what=what,
             answers=answers,
             budget=self.budget,
+        )
+
+    def _require_masked(self) -> None:
+        """Where the settings say so, nothing leaves in the clear, whatever the server sends."""
+        if self.settings.secure_aggregation.enabled and self.masked is None:
+            raise SecureError(f"{self.name}: expected what its update is masked with, found an instruction without")
+
+    def _masked_update(
+        self,
+        masked: MaskedUpdate,
+        entries: ModelEntries,
+        trained: np.ndarray,
+        received: np.ndarray,
+        control_change: np.ndarray,
+        instruction: Instruction,
+    ) -> np.ndarray:
+        form = UpdateForm(
+            entries=entries,
+            control_size=instruction.control.size,
+            pools_moments=self.settings.strategy.recalibrate,
+            largest_change=self.settings.secure_aggregation.largest_change,
+        )
+        return masked.write(
+            form,
+            trained,
+            received,
+            control_change,
+            num_samples=len(self.samples("train")),
+            total_samples=instruction.total_samples,
+            terms=terms_digest(self.settings, instruction.total_samples, received, instruction.control),
         )
 
     def _norm_change(self, instruction: Instruction, gradients: np.ndarray) -> np.ndarray:

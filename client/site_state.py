@@ -27,6 +27,11 @@ class SiteState:
     run: str
     """Name of the run, drawn by the server; another run's state is never read."""
 
+    @property
+    def run_folder(self) -> Path:
+        """Folder of this run, which ends with it. Raises SiteStateError where the site has none."""
+        return self._path("keys of a round").parent
+
     def begin(self) -> None:
         """Forget what other runs left; what this one left before it was interrupted stays."""
         if self.folder is not None and (self.folder / _STATE).is_dir():

@@ -77,6 +77,7 @@ def site_programs(kit: SiteKit) -> list[Program]:
         "device": kit.settings.device,
         "withhold": ",".join(kit.settings.withhold),
         "policy": str(kit.folder / POLICY),
+        "identity": str(kit.folder),
         "freight": f"127.0.0.1:{kit.facts.sidecar_port}",
         "freight_certificate": str(kit.folder / "loopback.pem"),
     }

@@ -9,12 +9,13 @@ from functools import cache
 from pathlib import Path
 
 PACKAGES = ("dipro_model", "federation", "client", "server")
+_FOLDERS = (*PACKAGES, "federation/secure")
 
 
 @cache
 def code_digest() -> str:
     """SHA-256 over the names and contents of the packages' Python files, those that Flower's bundle carries."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).glob("*.py")):
+    for path in sorted(path for folder in _FOLDERS for path in (root / folder).glob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

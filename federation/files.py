@@ -21,15 +21,19 @@ class StorageError(ValueError):
     """A file that could not be written; says which, how much room it needs, how much there is, and what to do."""
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Path, content: bytes | memoryview, *, is_private: bool = False) -> None:
     """Replace a file so that a reader, or a crash at any moment, sees the old content or the new and nothing between.
 
-    On return the new content is on the disk, as far as the file system keeps its word about fsync. Raises
-    StorageError where it cannot be written, a full disk for one; the old file is then as it was.
+    On return the new content is on the disk, as far as the file system keeps its word about fsync. A private file is
+    readable by its owner alone, from its first byte on. Raises StorageError where it cannot be written, a full disk for
+    one; the old file is then as it was.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
         _make_folder(path.parent)
+        if is_private:
+            partial.unlink(missing_ok=True)
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with partial.open("wb") as file:
             file.write(content)
             file.flush()

@@ -29,6 +29,7 @@ from federation.sections import (
     TrainingSettings,
     values_set,
 )
+from federation.secure_settings import SecureAggregationSettings, check_secure
 from federation.site_privacy import SitePrivacySettings, require_site_guarantee
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -61,9 +62,11 @@ class RunSettings(Section):
     personal: PersonalSettings = PersonalSettings()
     patient_privacy: PatientPrivacySettings = PatientPrivacySettings()
     site_privacy: SitePrivacySettings = SitePrivacySettings()
+    secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "RunSettings":
+        check_secure(self.secure_aggregation, self.federation, self.strategy, self.communication)
         if self.strategy.name == "scaffold" and self.training.optimizer != "sgd":
             raise ValueError(
                 "strategy.name=scaffold corrects plain gradient steps; expected training.optimizer=sgd, found "

@@ -85,6 +85,11 @@ def require_site_guarantee(settings: "RunSettings") -> None:
             f"personal.method={settings.personal.method}",
         ),
         (
+            settings.secure_aggregation.enabled,
+            "secure_aggregation.enabled=false, because a site's update is shortened where it can be seen",
+            "secure_aggregation.enabled=true",
+        ),
+        (
             privacy.delta * settings.federation.num_sites > MOST_DELTA,
             f"site_privacy.delta x federation.num_sites of at most {MOST_DELTA:g}, because with chance delta "
             "everything of a site may show",

@@ -79,7 +79,7 @@ class Replies:
 
     def add(self, reply: TrainReply) -> str | None:
         """Take a reply in, or say why it cannot be used."""
-        submission = _submission(reply)
+        submission = submission_of(reply)
         problem = self._guard.problem(submission, self._norms)
         problem = problem or self._other_control(reply)
         if problem is not None:
@@ -211,7 +211,8 @@ class RunningMean:
         )
 
 
-def _submission(reply: TrainReply) -> Submission:
+def submission_of(reply: TrainReply) -> Submission:
+    """What the guard looks at in a reply."""
     return Submission(
         site=reply.site,
         server_round=reply.server_round,

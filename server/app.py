@@ -201,6 +201,8 @@ def _record(settings: RunSettings, federation: Federation) -> RunRecord:
     more: dict[str, object] = {"agreement": {"digest": agreement.digest, "notes": agreement.report()}}
     if settings.personal.method != "none":
         more["personal"] = True
+    if settings.secure_aggregation.enabled:
+        more["secure_aggregation"] = settings.secure_aggregation.described(settings.federation.sites_a_round)
     return new_record(
         settings, kind="federated", name="federated", step_unit="round", sites=names, trained_on=names, **more
     )

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from federation.audit import AuditLog
 from federation.freight import FreightError
 from federation.messages import EvaluateReply, JoinReply, MessageError, TrainReply, described, num_bytes
+from federation.secure.messages import MasksReply
 from server.freight import Hold
 
 _POLL_SECONDS = 0.1
@@ -28,7 +29,7 @@ _LOST = (
 _BACK_OFF, _LONGEST_BACK_OFF = 2.0, 60.0
 """Seconds before a site is asked again the first time, twice as many each time, and at most."""
 
-Reply = TypeVar("Reply", JoinReply, TrainReply, EvaluateReply)
+Reply = TypeVar("Reply", JoinReply, TrainReply, EvaluateReply, MasksReply)
 
 
 @dataclass(frozen=True, kw_only=True)

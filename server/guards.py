@@ -61,19 +61,28 @@ class Guard:
 
     def problem(self, reply: Submission, accepted: Iterable[str] = ()) -> str | None:
         """Why this reply cannot be used, or None; `accepted` names the sites whose reply to this round is in use."""
-        if reply.site not in self.num_samples:
-            return f"expected a reply of {', '.join(sorted(self.num_samples))}, found one of {reply.site}"
-        if reply.server_round != self.server_round:
-            return f"expected a reply to round {self.server_round}, found one to round {reply.server_round}"
-        if reply.site in accepted:
-            return f"expected one reply to round {self.server_round}, found another"
-        return self._other_code(reply) or self._other_weights(reply) or self._other_count(reply)
+        return self._other_round(reply, accepted) or (
+            self._other_code(reply) or self._other_weights(reply) or self._other_count(reply)
+        )
+
+    def problem_around(self, reply: Submission, accepted: Iterable[str] = ()) -> str | None:
+        """The same of everything but the weights, where these are masked."""
+        return self._other_round(reply, accepted) or self._other_code(reply) or self._other_count(reply)
 
     def norms(self, reply: Submission) -> dict[str, float]:
         """Length of the update, reply minus reference, over each group."""
         if not self.groups:
             return {"update": _distance(reply.weights, self.reference, ((0, self.reference.size),))}
         return {name: _distance(reply.weights, self.reference, each.runs) for name, each in self.groups.items()}
+
+    def _other_round(self, reply: Submission, accepted: Iterable[str]) -> str | None:
+        if reply.site not in self.num_samples:
+            return f"expected a reply of {', '.join(sorted(self.num_samples))}, found one of {reply.site}"
+        if reply.server_round != self.server_round:
+            return f"expected a reply to round {self.server_round}, found one to round {reply.server_round}"
+        if reply.site in accepted:
+            return f"expected one reply to round {self.server_round}, found another"
+        return None
 
     def _other_code(self, reply: Submission) -> str | None:
         if reply.code_digest != self.code_digest:

@@ -19,6 +19,10 @@ from federation.code_digest import code_digest
 from federation.codecs import Payload, codec_of
 from federation.coders import CodecError
 from federation.messages import EVALUATE, TRAIN, EvaluateReply, Instruction, TrainReply
+from federation.secure.messages import with_masks
+from federation.secure.steps import MaskStep
+from federation.secure.terms import terms_digest
+from federation.secure.update_form import UpdateForm
 from federation.seeds import derive_seed
 from federation.selection import Entries, ModelEntries, model_entries, module_entries
 from federation.settings import RunSettings
@@ -29,6 +33,8 @@ from server.broadcast import Broadcast
 from server.exchange import Refusals, Reply
 from server.guards import Guard, norm_groups
 from server.joining import Federation
+from server.masked_replies import MaskedReplies
+from server.masked_rounds import MaskedRounds
 from server.site_privacy import SitePrivacy
 from server.strategies import StrategyError
 
@@ -136,6 +142,7 @@ class Rounds:
         self._run, self._best_round, self._finished = state.run, state.best_round, state.finished
         self._privacy = privacy
         self._together = together
+        self._masked = MaskedRounds(federation, state.run) if self._settings.secure_aggregation.enabled else None
         self._unscored = None if state.unscored is None else Round.of_plain(state.unscored, state)
         if state.finished or state.unscored:
             self._restore(state)
@@ -189,17 +196,20 @@ class Rounds:
             )
         return last
 
-    def _note(self, number: int, trained: list[TrainReply], replies: Replies, refusals: Refusals) -> None:
+    def _note(
+        self, number: int, trained: list[TrainReply], replies: Replies | MaskedReplies, refusals: Refusals
+    ) -> None:
         """Tell the audit log how long the updates of a round were and how alike, never their values; who has none."""
         note, similarity = self._federation.exchange.note, replies.similarity
         # The run's own words about these follow when the round is scored, which may take hours.
         left_out = {site: said.removeprefix(": ").strip() for site, said in sorted(refusals.reasons.items())}
         said = {"norms": replies.norms, "with_others": similarity.with_others(), "left_out": left_out}
-        if self._privacy is not None:
+        if self._privacy is not None and isinstance(replies, Replies):
             note("charged", round=number, **self._privacy.last_charge(), far_longer=replies.far_longer)
         note("aggregated", round=number, sites=len(trained), **said)
         sites, cosines = similarity.matrix()
-        note("compared", round=number, sites=sites, cosines=cosines)
+        if sites:
+            note("compared", round=number, sites=sites, cosines=cosines)
 
     def _validated(self, number: int, last: int) -> list[EvaluateReply]:
         is_scored = self._settings.federation.is_scored(number) or number == last
@@ -246,14 +256,21 @@ class Rounds:
         refusals.require(enough, len(evaluated))
         return evaluated
 
-    def _train(self, replies: Replies, number: int, refusals: Refusals, *, splits: tuple[str, ...]) -> list[TrainReply]:
+    def _train(
+        self, replies: Replies | MaskedReplies, number: int, refusals: Refusals, *, splits: tuple[str, ...]
+    ) -> list[TrainReply]:
         """Let the sites of a round train and take their replies in; what each says comes back, without its weights.
 
         With `splits` each scores the model that it begins with in the same visit.
         """
         asked, trained = participants(self._federation.nodes, self._settings, number), {}
+        able, masks = dict(asked), None
+        if self._masked is not None:
+            able, masks = self._masked.prepare(number, asked, refusals, self._quorum(asked)), self._masked.mask_step
         # They come in the order of the sites' names, so that sums do not depend on who answered first.
-        for reply, _ in self._ask(number, TRAIN, asked, TrainReply, refusals, self._quorum(asked), splits=splits):
+        for reply, _ in self._ask(
+            number, TRAIN, able, TrainReply, refusals, self._quorum(asked), splits=splits, masks=masks
+        ):
             try:
                 problem = replies.add(self._decoded(reply))
             except CodecError as error:
@@ -272,11 +289,11 @@ class Rounds:
     def _decoded(self, reply: TrainReply) -> TrainReply:
         """The reply with its weights as they are. Raises CodecError for a payload that cannot be read."""
         codec = self._broadcast.codec
-        if codec is None:
+        if codec is None or self._masked is not None:
             return reply
         return replace(reply, weights=codec.decode(Payload.from_array(reply.weights), self._broadcast.weights))
 
-    def _replies(self, number: int) -> Replies:
+    def _replies(self, number: int) -> Replies | MaskedReplies:
         federation = self._federation
         guard = Guard(
             server_round=number,
@@ -288,6 +305,8 @@ class Rounds:
             groups=norm_groups(self._entries),
             variances=self._entries.variances,
         )
+        if self._masked is not None:
+            return self._masked_replies(self._masked, guard)
         return Replies(
             guard,
             self._aggregator,
@@ -298,6 +317,22 @@ class Rounds:
             self._settings.federation.sites_a_round,
             self._privacy,
         )
+
+    def _masked_replies(self, masked: MaskedRounds, guard: Guard) -> MaskedReplies:
+        strategy, number = self._settings.strategy, guard.server_round
+        form = UpdateForm(
+            entries=self._entries,
+            control_size=self._control.size,
+            pools_moments=strategy.recalibrate,
+            largest_change=self._settings.secure_aggregation.largest_change,
+        )
+        is_last = number == self._settings.federation.rounds
+        following = {} if is_last else participants(self._federation.nodes, self._settings, number + 1)
+
+        def terms(total_samples: int) -> str:
+            return terms_digest(self._settings, total_samples, guard.reference, self._control)
+
+        return MaskedReplies(guard, self._aggregator, strategy, form, self._control, masked, terms, following)
 
     def _ask(
         self,
@@ -310,8 +345,12 @@ class Rounds:
         *,
         splits: tuple[str, ...] = (),
         final: bool = False,
+        masks: Callable[[str], MaskStep] | None = None,
     ) -> Iterator[tuple[Reply, Message]]:
-        """Replies to an instruction about the last version of the model, with what each site lacks of it."""
+        """Replies to an instruction about the last version of the model, with what each site lacks of it.
+
+        `masks` gives what each masks its update with.
+        """
         records: dict[int, RecordDict] = {}
 
         def content(site: str) -> RecordDict:
@@ -334,7 +373,7 @@ class Rounds:
                     total_samples=sum(each.num_samples[SPLITS[0]] for each in self._federation.joined.values()),
                 )
                 records[parcel.base] = instruction.record()
-            return records[parcel.base]
+            return records[parcel.base] if masks is None else with_masks(records[parcel.base], masks(site))
 
         for reply, message in self._federation.exchange.replies(content, what, nodes, kind, refusals, enough=enough):
             records.clear()  # what was sent must not outlive the exchange

@@ -24,7 +24,9 @@ from client.site import CHOSEN
 from deployment.flower_app import NO_NETWORK, copy_app, tool, write_run_config
 from federation.messages import MessageError
 from federation.run_folder import HISTORY, RUN, Measurement, RunRecord, read_history, read_run
+from federation.secure.identity import IDENTITY
 from federation.settings import RunFiles, RunSettings, SettingsError
+from simulation.identities import make_identities
 
 CONNECTION = "simulation"
 _START_SECONDS = 60
@@ -61,6 +63,7 @@ def simulate(
     folder, home = folder.resolve(), folder.resolve() / "flower"
     home.mkdir(parents=True, exist_ok=True)
     write_sites(specs, folder)
+    write_identities(specs, settings, folder)
     app = copy_app(home)
     with _superlink(home, app) as address:
         _write_connection(home, address)
@@ -97,6 +100,12 @@ def write_sites(specs: Sequence[SiteSpec], folder: Path) -> None:
         for spec in specs
     ]
     (folder / "sites.json").write_text(json.dumps(sites))
+
+
+def write_identities(specs: Sequence[SiteSpec], settings: RunSettings, folder: Path) -> None:
+    """Keys that the sites sign with, where the settings ask for secure aggregation."""
+    if settings.secure_aggregation.enabled:
+        make_identities(folder / "authority", {spec.name: _site_folder(folder, spec) / IDENTITY for spec in specs})
 
 
 def _site_folder(folder: Path, spec: SiteSpec) -> Path:

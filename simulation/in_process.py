@@ -24,7 +24,15 @@ from federation.run_folder import RUN, RunRecord, read_run, write_run
 from federation.settings import RunFiles, RunSettings, to_run_config
 from server.app import coordinate
 from simulation.attacks import App, Attack, malicious_app
-from simulation.flower import OnRound, collect, finished_record, for_sites, tell_new_rounds, write_sites
+from simulation.flower import (
+    OnRound,
+    collect,
+    finished_record,
+    for_sites,
+    tell_new_rounds,
+    write_identities,
+    write_sites,
+)
 
 Scalars = Mapping[str, bool | int | float | str]
 
@@ -49,6 +57,7 @@ def simulate_in_process(
     impostors = {} if attack is None else _impostors(specs, attack, settings, folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_sites(specs, folder)
+    write_identities(specs, settings, folder)
     config = to_run_config(settings, RunFiles(folder=str(folder), sites=str(folder / "sites.json")))
     nodes = [{"partition-id": number} for number in range(len(specs))]
     grid = InProcessGrid(client_app, config, nodes, impostors=impostors)

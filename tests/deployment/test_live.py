@@ -60,6 +60,32 @@ def test_a_run_trains_at_sites_that_approved_its_code(live: Live) -> None:
     assert not list((live.server / "freight").iterdir())
 
 
+def test_updates_leave_their_sites_masked(live: Live) -> None:
+    """Signed with the keys of the kits, each step in a process of its own; one of the sites asks for nothing less."""
+    live.approve()
+    policy = live.kit("north") / "policy.yaml"
+    before = policy.read_text()
+    policy.write_text(before + "summed_sites: 2\n")
+    try:
+        live.run(live.folder / "clear", "--rounds", 1, check=False)
+        assert "in a sum of 2 sites or more, found one of 1" in (live.folder / "clear" / AUDIT).read_text()
+        masked = ("--set", "secure_aggregation.enabled=true", "--set", "strategy.norm_factor=0")
+        live.run(live.folder / "masked", "--rounds", 2, *masked)
+    finally:
+        policy.write_text(before)
+    assert read_run(live.folder / "masked").status == "finished"
+    said = [json.loads(line) for line in (live.folder / "masked" / AUDIT).read_text().splitlines()]
+    assert [each["survivors"] for each in said if each["event"] == "unmasked"] == [list(live.sites)] * 2
+    came = [each["arrays"] for each in said if each["event"] == "received" and "train" in each["exchange"]]
+    assert came
+    assert {array["type"] for each in came for name, array in each.items() if name == "weights"} == {"uint8"}
+    for site in live.sites:
+        verify(live.kit(site) / "state" / AUDIT)
+        left = list((live.kit(site) / "state" / "state").glob("*/masks/*.json"))
+        assert left
+        assert all('"secrets":null' in path.read_text() for path in left if path.name != "unmasked.json")
+
+
 def test_code_that_was_changed_after_approval_does_not_run(live: Live) -> None:
     """Whoever holds the server changes a line of the code that a run goes on with."""
     code = live.folder / "refused" / "flower" / "app" / "client" / "app.py"
