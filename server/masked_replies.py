@@ -74,7 +74,7 @@ class MaskedReplies:
         except SecureError as error:
             return str(error)
         self._rounds.ceremony.take_masked(reply.site, words)
-        self._losses[reply.site] = reply.losses["total"]
+        self._losses[reply.site] = reply.losses.get("total", 0.0)  # none of a private run
         return None
 
     def refuse_outliers(self) -> dict[str, str]:
