@@ -338,6 +338,17 @@ def test_a_server_that_tells_one_site_something_else_learns_nothing(
         masked_federate(tmp_path / "masked", cohorts, masked_settings(*ONE))
 
 
+def test_masks_go_over_private_updates(tmp_path: Path, cohorts: list[Path], written) -> None:
+    """A private round tells no losses; its noised updates are summed as any others."""
+    private = (
+        *("patient_privacy.enabled=true", "patient_privacy.sampling_rate=0.5", "patient_privacy.noise_multiplier=2.0"),
+        *("training.batch_norm=frozen", "training.accumulated_batches=1", "federation.minimum_cell=10"),
+        *("federation.local_work=steps", "federation.local_steps=2", "federation.kept_rounds=1"),
+    )
+    masked_federate(tmp_path / "masked", cohorts, masked_settings(*ONE, *private))
+    assert _is_mean(tmp_path / "masked", 1, written[1])
+
+
 @dataclass
 class _Question:
     """A message, as far as it is parsed."""
