@@ -127,5 +127,6 @@ def test_the_bundle_holds_the_code_that_runs_at_a_site_and_nothing_else() -> Non
     with zipfile.ZipFile(BytesIO(build_fab_from_disk(project_folder()))) as bundle:
         names = [name for name in bundle.namelist() if name not in ("pyproject.toml", ".info/CONTENT")]
     assert {"client/app.py", "server/app.py", "federation/messages.py", "dipro_model/model.py"} <= set(names)
-    assert {name.split("/")[0] for name in names} == {"client", "server", "federation", "dipro_model"}
-    assert all(name.count("/") == 1 and name.endswith(".py") for name in names)
+    folders = {"client", "server", "federation", "federation/secure", "dipro_model"}
+    assert {name.rpartition("/")[0] for name in names} == folders
+    assert all(name.endswith(".py") for name in names)
