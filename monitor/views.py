@@ -13,7 +13,10 @@ from monitor.alarm_views import alarms_version
 from monitor.alarms import AT_WORK, patience
 from monitor.tables import events, measurements, positions, runs
 
-_ORDINARY = ("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared", "left", "privacy")
+_ORDINARY = (
+    *("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared", "left"),
+    *("privacy", "privacy spent", "charged", "unmasked", "opened"),
+)
 """Events that are shown elsewhere, or not at all; any other, of a newer version too, is listed."""
 _MOST_SHOWN = 200
 SHOWN_ROUNDS = 8
