@@ -97,7 +97,7 @@ def private_statistics(
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     total = (vectors / np.maximum(lengths, 1.0)).sum(axis=0) + gaussian(layout.size, noise)
     refused |= dict.fromkeys((f"demographics/{group}" for group in CATEGORIES), "a private run asks for none of it")
-    told = layout.read(total)
+    told, labels = layout.read(total), layout.labels(total)
     kept = [item for item in items_of(task) if item not in refused]
     return replace(
         plain,
@@ -105,7 +105,7 @@ def private_statistics(
         ehr={name: told[f"ehr/{name}"] for name in EHR_VARIABLES if f"ehr/{name}" in kept},
         demographics={name: told[f"demographics/{name}"] for name in MEASURES if f"demographics/{name}" in kept},
         categories={},
-        labels={output: layout.labels(total)[output] for output in label_outputs(task) if f"labels/{output}" in kept},
+        labels={output: labels[output] for output in label_outputs(task) if f"labels/{output}" in kept},
         withheld=refused,
     )
 

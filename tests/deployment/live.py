@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.make_cohort import write_cohort
@@ -134,3 +135,12 @@ def wait_for(what: str, holds, seconds: float = 120) -> None:
 def can_run() -> bool:
     """Whether the programs of the system are there."""
     return shutil.which("nginx") is not None and shutil.which("flock") is not None
+
+
+REAL_PROCESSES = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not can_run(), reason="nginx or flock is not installed (apt-get install nginx-light util-linux)"
+    ),
+]
+"""Marks of tests that start a federation."""

@@ -6,14 +6,9 @@ import pytest
 
 from federation.audit import AUDIT, verify
 from tests.deployment.chaos import chaos, equal, finished_rounds, last_weights, reference
-from tests.deployment.live import Live, can_run
+from tests.deployment.live import REAL_PROCESSES, Live
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not can_run(), reason="nginx or flock is not installed (apt-get install nginx-light util-linux)"
-    ),
-]
+pytestmark = REAL_PROCESSES
 
 
 @pytest.fixture

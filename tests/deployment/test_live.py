@@ -14,14 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from deployment.keys import header_key, make_key, read_key
 from federation.audit import AUDIT, verify
 from federation.run_folder import read_history, read_run
-from tests.deployment.live import Live, can_run
+from tests.deployment.live import REAL_PROCESSES, Live
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not can_run(), reason="nginx or flock is not installed (apt-get install nginx-light util-linux)"
-    ),
-]
+pytestmark = REAL_PROCESSES
 
 PULL = "/v1/fleet/pull-messages"
 
