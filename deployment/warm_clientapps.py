@@ -17,6 +17,7 @@ from deployment.work import KIT
 
 _LIBRARIES = (
     "torch",
+    "torch._dynamo",  # which every optimizer imports when it is made
     "jaxtyping",
     "monai.networks.nets.resnet",
     "pandas",
