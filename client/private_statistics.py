@@ -110,6 +110,13 @@ def private_statistics(
     )
 
 
+def untold_statistics(plain: SiteStatistics, *, source: str) -> SiteStatistics:
+    """Which site this is and how its schema is, and not a number of its patients; `source` as in a noised one."""
+    why = "the run reads values as its public start does"
+    nothing = dict.fromkeys(items_of(plain.task), why)
+    return replace(plain, source=source, ehr={}, demographics={}, categories={}, labels={}, withheld=nothing)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
     """Where each number lies in a patient's vector: three of each variable and measure, then shares of the labels."""

@@ -20,7 +20,13 @@ from client.masked_update import MaskedUpdate
 from client.personal import Personal
 from client.predictions import Predictions, write_predictions
 from client.privacy_ledger import STATISTICS, STEPS, Budget, LedgerError, PrivacyLedger, patients_digest
-from client.private_statistics import hidden_source, keep_statistics, kept_statistics, private_statistics
+from client.private_statistics import (
+    hidden_source,
+    keep_statistics,
+    kept_statistics,
+    private_statistics,
+    untold_statistics,
+)
 from client.private_work import PrivateWork
 from client.records import SiteRecords
 from client.site_state import SiteState
@@ -97,8 +103,11 @@ class Site:
         require_trainable(self.samples("train"))
         minimum = self.settings.federation.minimum_cell
         statistics = site_statistics(self.records, self.settings.task, minimum_cell=minimum, withheld=self.withhold)
-        if self.settings.patient_privacy.enabled and self.settings.patient_privacy.statistics == "noised":
+        told = self.settings.patient_privacy.told_statistics
+        if told == "noised":
             statistics = self._noised(statistics, instruction)
+        elif told == "start":
+            statistics = untold_statistics(statistics, source=hidden_source(self.records, state))
         patients = {stay.subject_id for stay in self.records.stays.values()}
         return JoinReply(
             site=self.name,

@@ -9,6 +9,7 @@ import typer
 from dipro_fed.approve import approve, withdraw
 from dipro_fed.audit import verify
 from dipro_fed.compare import compare
+from dipro_fed.components import components
 from dipro_fed.demo import demo
 from dipro_fed.doctor import doctor
 from dipro_fed.evaluate import evaluate
@@ -53,6 +54,7 @@ app.command()(simulate)
 app.command()(sweep)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(components)
 app.command()(compare)
 app.command()(pictures)
 app.command()(stay)

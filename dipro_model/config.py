@@ -115,7 +115,7 @@ class Parts:
         return cls(**values)
 
 
-Trained = Literal["all", "outcome"]
+Trained = Literal["all", "outcome", "readout"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,11 @@ class DiProConfig:
     """Which parts of the model take part."""
 
     trained: Trained = "all"
-    """What learns: everything, or `outcome`, class tokens and heads alone, the rest staying as it starts."""
+    """What learns: everything; `outcome`, class tokens and heads alone, the rest staying as it starts; or `readout`,
+    linear heads alone, in place of the published ones, on components of the class tokens, which stay as they start."""
+
+    num_components: int = 32
+    """Of `readout`: principal components of a class token that a head reads."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
@@ -165,6 +169,12 @@ class DiProConfig:
         _require_int("num_heads", self.num_heads, least=1)
         if self.width % self.num_heads or self.width % 2:
             raise ValueError(f"width: expected an even multiple of num_heads={self.num_heads}, got {self.width}")
+        _require_int("num_components", self.num_components, least=1)
+        if self.trained == "readout" and self.num_components > self.width:
+            raise ValueError(
+                f"num_components: expected at most the width, {self.width}, for trained=readout, got "
+                f"{self.num_components}"
+            )
         _require_number("dropout", self.dropout, least=0.0)
         if self.dropout >= 1.0:
             raise ValueError(f"dropout: expected a probability below 1, got {self.dropout}")
@@ -219,7 +229,8 @@ class DiProConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "DiProConfig":
         """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
         if isinstance(values, Mapping):
-            values = {"trained": "all", **values}  # files of versions that knew nothing else do not say it
+            # Files of versions that knew nothing else do not say these.
+            values = {"trained": "all", "num_components": 32, **values}
         _require_fields("model", cls, values)
         return cls(
             **{

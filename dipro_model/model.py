@@ -12,6 +12,7 @@ from dipro_model.ehr import GlobalEhr, LocalEhr, hours_inside
 from dipro_model.fusion import GlobalFusion, LocalFusion, StaticFusion
 from dipro_model.losses import dynamic_loss, orthogonal_loss, static_loss, temporal_loss
 from dipro_model.output import Output
+from dipro_model.readout import LinearReadout
 
 
 class DiPro(nn.Module):
@@ -40,13 +41,12 @@ class DiPro(nn.Module):
             num_layers=config.num_fusion_layers,
         )
         self.static_fusion = StaticFusion(width=width, num_heads=heads, dropout=dropout, num_groups=config.num_groups)
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, config.num_classes))
-            for _ in range(config.num_outputs)
-        )
-        if config.trained == "outcome":
+        self.heads = nn.ModuleList(_head(config) for _ in range(config.num_outputs))
+        if config.trained != "all":
             self.requires_grad_(False)
-            self.heads.requires_grad_(True)
+            for head in self.heads:
+                (head.linear if isinstance(head, LinearReadout) else head).requires_grad_(True)
+        if config.trained == "outcome":
             self.global_fusion.class_tokens.requires_grad_(True)
 
     def forward(self, batch: Batch, *, dense: bool = False) -> Output:
@@ -117,6 +117,14 @@ class DiPro(nn.Module):
         for layer in self.local_fusion:
             regions = layer(regions, local, answered)
         return regions.unflatten(0, dynamic.shape[:2])
+
+
+def _head(config: DiProConfig) -> nn.Module:
+    """From a class token to the logits of one output."""
+    width, num_classes = config.width, config.num_classes
+    if config.trained == "readout":
+        return LinearReadout(width=width, num_components=config.num_components, num_classes=num_classes)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(width, num_classes))
 
 
 def _auxiliary(batch: Batch, pairs: PairFeatures, pair_mask: Bool[Tensor, "stay pair"]) -> dict[str, Float[Tensor, ""]]:

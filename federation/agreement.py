@@ -9,7 +9,7 @@ cannot.
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from federation.site_statistics import (
     check_statistics,
     differences,
     label_outputs,
+    schema_differences,
 )
 
 _SIGNIFICANT_DIGITS = 12
@@ -74,6 +75,19 @@ class Agreement(JsonText):
         """Items that are always 0 in training, because no site with values discloses them."""
         variables = [f"ehr/{name}" for name in self.schema.variables if name not in self.ehr]
         return (*variables, *(f"demographics/{name}" for name in MEASURES if name not in self.demographics))
+
+    def reading_as(self, other: "Agreement") -> "Agreement":
+        """What these sites train with where values are read as a model of other sites reads them.
+
+        Raises AgreementError where that model's values have another schema.
+        """
+        if other.schema != self.schema:
+            raise AgreementError(
+                "the start's values have another schema than the sites' "
+                f"({'; '.join(schema_differences(other.schema, self.schema))}); "
+                "expected one that was trained on cohorts of the same preparation"
+            )
+        return replace(self, ehr=other.ehr, demographics=other.demographics, withheld={})
 
     def class_weights(self, weighting: Weighting) -> ClassWeights:
         """The same class weights for all sites, from the agreed label counts.

@@ -1,12 +1,14 @@
 """The model that a run starts from: the same for a settings' seed, centralized or federated."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from dipro_model import DiPro, load_torchvision_weights
 from dipro_model.backbone import load_resnet
+from federation.agreement import Agreement
 from federation.checkpoint import is_sealed, read_checkpoint
 from federation.seeds import derive_seed
 from federation.settings import RunSettings
@@ -36,18 +38,44 @@ def initial_model(settings: RunSettings) -> DiPro:
     return model
 
 
+def start_agreement(settings: RunSettings) -> Agreement:
+    """What values mean to the model that `model.start` names. Raises ValueError where its file does not say it."""
+    path = settings.model.start
+    kept = read_checkpoint(Path(path)).agreement
+    if kept is None:
+        raise ValueError(
+            f"{path}: expected a start that says how it reads values (patient_privacy.statistics=start), found one "
+            "that read each cohort's own z-scores; `dipro-fed components` makes one that does"
+        )
+    return Agreement.from_json(kept)
+
+
 def _load_what_fits(model: DiPro, path: Path) -> None:
     """Raises CheckpointError for a file that is none, ValueError for a model of another width or depth."""
-    checkpoint, own = read_checkpoint(path), model.state_dict()
+    checkpoint, own, parts = read_checkpoint(path), model.state_dict(), model.config.parts
     for name, found, wanted in (
         ("width", checkpoint.config.width, model.config.width),
         ("backbone_depth", checkpoint.config.backbone.depth, model.config.backbone.depth),
     ):
         if found != wanted:
             raise ValueError(f"{path}: expected a model with model.{name}={wanted}, found one with {found}")
+    if model.config.trained == "readout" and checkpoint.config.parts != parts:
+        # Its components are those of what these parts make of a stay.
+        differing = [name for name, value in asdict(checkpoint.config.parts).items() if value != getattr(parts, name)]
+        raise ValueError(
+            f"{path}: expected a model of the same parts as the run's, found one that differs in "
+            f"{', '.join(f'parts.{name}' for name in differing)}; set them as its run did"
+        )
     fitting = {
         name: value for name, value in checkpoint.state_dict.items() if name in own and own[name].shape == value.shape
     }
+    missing = [name for name in own if ".components." in name and name not in fitting]
+    if missing:
+        raise ValueError(
+            f"{path}: expected components of {model.config.num_outputs} class tokens, {model.config.num_components} of "
+            f"each (model.trained=readout, model.components), found no fitting {missing[0]}; `dipro-fed components` "
+            "adds them to a trained model"
+        )
     rest = len(own) - len(fitting)
     logger.info("%s: %d of the model's %d tensors start from there, %d as drawn", path, len(fitting), len(own), rest)
     model.load_state_dict({**own, **fitting})

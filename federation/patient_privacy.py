@@ -35,12 +35,18 @@ class PatientPrivacySettings(Section):
     """How each patient's own gradient is computed: one after the other, or several together, with the same result."""
     patients_at_once: Annotated[int, Field(ge=1)] = 16
     """vmap: patients whose gradients are in memory together, each as large as the trained part of the model."""
-    statistics: Literal["noised", "public"] = "noised"
-    """Statistics that the sites agree on: noised, within the same epsilon; or as they are, taken for public."""
+    statistics: Literal["noised", "public", "start"] = "noised"
+    """Statistics that the sites agree on: noised, within the same epsilon; as they are, taken for public; or none of
+    theirs, but those by which the public model `model.start` reads values, which `dipro-fed components` writes."""
     statistics_noise: Annotated[float, Field(gt=0)] = 10.0
     """noised: standard deviation of the noise over the most that a patient adds to the statistics."""
     accountant: Accountant = "prv"
     """prv composes numerically and is tight; rdp is looser."""
+
+    @property
+    def told_statistics(self) -> Literal["noised", "public", "start"]:
+        """Which statistics a site tells; without privacy its own."""
+        return self.statistics if self.enabled else "public"
 
     def steps_a_round(self, federation: FederationSettings) -> int:
         """Steps of a site's work in a round."""
@@ -50,7 +56,7 @@ class PatientPrivacySettings(Section):
 
     def statistics_answers(self) -> list[Answers]:
         """What the statistics of a site spend of the budget."""
-        if self.statistics == "public":
+        if self.statistics != "noised":
             return []
         return [Answers(noise_multiplier=self.statistics_noise, sampling_rate=1.0, count=1)]
 
@@ -101,6 +107,14 @@ def require_guarantee(settings: "RunSettings") -> None:
         ),
         "federation.common_batch=false, because patient_privacy.sampling_rate says how many patients a step takes": (
             federation.common_batch and "federation.common_batch=true"
+        ),
+        "model.start, because patient_privacy.statistics=start takes those of the model that it names": (
+            privacy.statistics == "start" and not settings.model.start and "none"
+        ),
+        "training.class_weights=none or published, because patient_privacy.statistics=start tells no label counts": (
+            privacy.statistics == "start"
+            and training.class_weights == "balanced"
+            and f"training.class_weights={training.class_weights}"
         ),
         "training.accumulated_batches=1, because patient_privacy.sampling_rate says how many patients a step takes": (
             training.accumulated_batches != 1 and f"training.accumulated_batches={training.accumulated_batches}"

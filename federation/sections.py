@@ -48,9 +48,12 @@ class ModelSettings(Section):
     start: str = ""
     """Local file with a checkpoint of another run, of any task and the same width: what of it has a name and shape of
     this model's is where training starts."""
-    trained: Literal["all", "outcome"] = "all"
+    trained: Literal["all", "outcome", "readout"] = "all"
     """`outcome` trains class tokens and heads alone, on what the rest makes of a stay as it starts: few parameters, for
-    few patients or much noise."""
+    few patients or much noise. `readout` trains linear heads alone, on the principal components of the class tokens of
+    `start`, a file of `dipro-fed components`: fewest parameters."""
+    components: Annotated[int, Field(ge=1)] = 32
+    """Of `trained=readout`: how many components a head reads, as many as `start` has."""
     freeze_backbone: bool = False
     """Keep the ResNet as it starts: no gradient, batch norm in evaluation mode."""
     crop_pixels: Annotated[int, Field(ge=16, le=224)] = 224

@@ -87,9 +87,15 @@ class RunSettings(Section):
                 "personal.method=fedbn keeps batch norm at the sites, but without radiographs (parts.radiographs) "
                 "none is used; choose ditto or finetune"
             )
-        if self.model.trained == "outcome" and not self.model.freeze_backbone:
+        if self.model.trained != "all" and not self.model.freeze_backbone:
             raise ValueError(
-                "model.trained=outcome leaves the ResNet as it starts; expected model.freeze_backbone=true, found false"
+                f"model.trained={self.model.trained} leaves the ResNet as it starts; expected "
+                "model.freeze_backbone=true, found false"
+            )
+        if self.model.trained == "readout" and not self.model.start:
+            raise ValueError(
+                "model.trained=readout reads components that are not trained; expected model.start, a file of "
+                "`dipro-fed components`, found none"
             )
         require_guarantee(self)
         require_site_guarantee(self)
@@ -104,7 +110,12 @@ class RunSettings(Section):
         published = DiProConfig.published(self.task, backbone=backbone)
         sizes = {name: value for name, value in values_set(model).items() if name in SIZES}
         return replace(
-            published, **sizes, trained=model.trained, loss=self.loss.weights(published.loss), parts=self.parts.config()
+            published,
+            **sizes,
+            trained=model.trained,
+            num_components=model.components,
+            loss=self.loss.weights(published.loss),
+            parts=self.parts.config(),
         )
 
 

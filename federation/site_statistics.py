@@ -129,15 +129,22 @@ def differences(one: SiteStatistics, other: SiteStatistics) -> Iterator[str]:
     """What keeps two sites from training together, item by item."""
     if one.task is not other.task:
         yield f"task {one.task} and {other.task}"
-    for what, names in (("variables", "variables"), ("demographic columns", "columns")):
-        left, right = getattr(one.schema, names), getattr(other.schema, names)
+    yield from schema_differences(one.schema, other.schema)
+
+
+def schema_differences(one: Schema, other: Schema) -> Iterator[str]:
+    """How what values mean differs, item by item."""
+    for what, left, right in (
+        ("variables", one.variables, other.variables),
+        ("demographic columns", one.columns, other.columns),
+    ):
         if left != right:
             unshared = sorted(set(left) ^ set(right))
             yield f"{what} {', '.join(unshared) if unshared else 'in another order'}"
-    for what, left, right in (
-        ("window", one.schema.windows, other.schema.windows),
-        ("fill value (or unit) of", one.schema.fills, other.schema.fills),
+    for what, mine, theirs in (
+        ("window", one.windows, other.windows),
+        ("fill value (or unit) of", one.fills, other.fills),
     ):
-        for name in sorted(left.keys() | right.keys()):
-            if left.get(name) != right.get(name):
-                yield f"{what} {name}: {left.get(name, 'none')} and {right.get(name, 'none')}"
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                yield f"{what} {name}: {mine.get(name, 'none')} and {theirs.get(name, 'none')}"

@@ -1,7 +1,7 @@
 """The beginning of a run: wait for the sites, ask each who it is, and make what they agree on."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +11,10 @@ from federation.agreement import Agreement, agree
 from federation.audit import AuditLog
 from federation.code_digest import code_digest
 from federation.duplicates import draw_salt, require_no_duplicates
+from federation.initial import start_agreement
 from federation.messages import JOIN, Instruction, JoinReply, MessageError
 from federation.settings import RunSettings
+from federation.site_statistics import SiteStatistics
 from server.exchange import Exchange, Refusals
 from server.freight import Hold
 
@@ -46,7 +48,8 @@ def join_sites(
     Sites forget what runs of another name than `run` left there. What follows may use `freight`, once sites have names.
 
     Raises MessageError where too few sites came in time, where one cannot take part or where two have one name,
-    AgreementError where they cannot train one model, DuplicatePatientsError where a patient is at two sites.
+    AgreementError where they cannot train one model, or not from the run's start, DuplicatePatientsError where a
+    patient is at two sites.
     """
     nodes = {node: f"node {node}" for node in _wait_for_nodes(grid, settings)}
     instruction = Instruction(
@@ -83,8 +86,16 @@ def join_sites(
         nodes={node: join.site for node, join in joined},
         # The hashes are to be compared and thrown away.
         joined={join.site: replace(join, patients=()) for _, join in joined},
-        agreement=agree([join.statistics for _, join in joined]),
+        agreement=_agreement(settings, [join.statistics for _, join in joined]),
     )
+
+
+def _agreement(settings: RunSettings, statistics: Sequence[SiteStatistics]) -> Agreement:
+    """What the sites tell, pooled; where they tell nothing, how the run's start reads values."""
+    agreement = agree(statistics)
+    if settings.patient_privacy.told_statistics == "start":
+        return agreement.reading_as(start_agreement(settings))
+    return agreement
 
 
 def clock_ahead(reply: JoinReply, asked: float, answered: float) -> dict[str, float]:

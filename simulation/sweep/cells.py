@@ -18,7 +18,7 @@ from simulation.flower import for_sites
 from simulation.partition.draw import draw_partition
 from simulation.partition.manifest import Partition, PartitionError, cohort_checksum, site_specs
 from simulation.sites import site_names
-from simulation.sweep.plan import Sweep, SweepError
+from simulation.sweep.plan import FILES, Sweep, SweepError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +45,7 @@ class Cell:
     data: Mapping[str, str]
     """By site, a digest of its patients, records and gaps."""
     weights: str
-    """SHA-256 of the weights that the image network begins with; empty without."""
+    """SHA-256 of the files of weights that the network begins with; empty without."""
     work: float
     """Passes over all training patients, about; for estimates of time."""
 
@@ -211,7 +211,7 @@ class _Layout:
             specs=sites.specs,
             settings=settings,
             data=sites.data,
-            weights=self._digest(settings.model.backbone_weights),
+            weights=" ".join(filter(None, (self._digest(key, settings) for key in FILES))),
             work=passes if kind == "federated" else settings.training.epochs / (len(sites.specs) if only else 1),
         )
 
@@ -225,12 +225,13 @@ class _Layout:
             raise SweepError(f"{self.sweep.path}: {where}: {error}") from None
         return settings
 
-    def _digest(self, path: str) -> str:
+    def _digest(self, key: str, settings: RunSettings) -> str:
+        path = getattr(settings.model, key.removeprefix("model."))
         if path and path not in self._weights:
             if not Path(path).is_file():
                 raise SweepError(
-                    f"{self.sweep.path}: model.backbone_weights: expected a file of weights, found none at {path}; "
-                    "train it first, or give another with --set model.backbone_weights=FILE"
+                    f"{self.sweep.path}: {key}: expected a file of weights, found none at {path}; "
+                    f"train it first, or give another with --set {key}=FILE"
                 )
             self._weights[path] = sha256_of(Path(path))
         return self._weights.get(path, "")

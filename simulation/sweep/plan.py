@@ -18,7 +18,8 @@ from simulation.partition.schemes import Scheme, SchemeName, known_variables
 
 Value = bool | int | float | str
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,59}")
-_WEIGHTS = "model.backbone_weights"
+FILES = ("model.backbone_weights", "model.start")
+"""Settings that name a file of weights."""
 
 
 class SweepError(ValueError):
@@ -134,7 +135,7 @@ class Sweep:
         words = []
         for key, value in settings.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
-            if key == _WEIGHTS and text:
+            if key in FILES and text:
                 text = str((self.path.parent / text).resolve())
             words.append(f"{key}={text}")
         return words

@@ -135,6 +135,10 @@ def test_what_a_file_cannot_mean_is_refused(tmp_path: Path, cohorts: list[Path],
             {"models": {"all": {"kind": "centralized", "set": {"model.backbone_weights": "none.pt"}}}, "attacks": {}},
             "expected a file of weights, found none at .*none.pt",
         ),
+        (
+            {"models": {"all": {"kind": "centralized", "set": {"model.start": "none.pt"}}}, "attacks": {}},
+            "model.start: expected a file of weights, found none at .*none.pt",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_runs(
