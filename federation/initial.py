@@ -1,12 +1,13 @@
 """The model that a run starts from: the same for a settings' seed, centralized or federated."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from dipro_model import DiPro, load_torchvision_weights
+from dipro_model import DiPro, DiProConfig, load_torchvision_weights
 from dipro_model.backbone import load_resnet
 from federation.agreement import Agreement
 from federation.checkpoint import is_sealed, read_checkpoint
@@ -52,33 +53,38 @@ def start_agreement(settings: RunSettings) -> Agreement:
 
 def _load_what_fits(model: DiPro, path: Path) -> None:
     """Raises CheckpointError for a file that is none, ValueError for a model of another width or depth."""
-    checkpoint, own, parts = read_checkpoint(path), model.state_dict(), model.config.parts
+    checkpoint, own = read_checkpoint(path), model.state_dict()
     for name, found, wanted in (
         ("width", checkpoint.config.width, model.config.width),
         ("backbone_depth", checkpoint.config.backbone.depth, model.config.backbone.depth),
     ):
         if found != wanted:
             raise ValueError(f"{path}: expected a model with model.{name}={wanted}, found one with {found}")
-    if model.config.trained == "readout" and checkpoint.config.parts != parts:
-        # Its components are those of what these parts make of a stay.
-        differing = [name for name, value in asdict(checkpoint.config.parts).items() if value != getattr(parts, name)]
+    fitting = {
+        name: value for name, value in checkpoint.state_dict.items() if name in own and own[name].shape == value.shape
+    }
+    if model.config.trained == "readout":
+        _require_components(path, checkpoint.config, model.config, [name for name in own if name not in fitting])
+    rest = len(own) - len(fitting)
+    logger.info("%s: %d of the model's %d tensors start from there, %d as drawn", path, len(fitting), len(own), rest)
+    model.load_state_dict({**own, **fitting})
+
+
+def _require_components(path: Path, start: DiProConfig, wanted: DiProConfig, missing: Sequence[str]) -> None:
+    """Raises ValueError where the components of the class tokens are not those of what the run's network computes."""
+    differing = [name for name, value in asdict(wanted.parts).items() if value != getattr(start.parts, name)]
+    if differing:
         raise ValueError(
             f"{path}: expected a model of the same parts as the run's, found one that differs in "
             f"{', '.join(f'parts.{name}' for name in differing)}; set them as its run did"
         )
-    fitting = {
-        name: value for name, value in checkpoint.state_dict.items() if name in own and own[name].shape == value.shape
-    }
-    missing = [name for name in own if ".components." in name and name not in fitting]
-    if missing:
+    absent = [name for name in missing if not (name.startswith("heads.") and ".linear." in name)]
+    if absent:
         raise ValueError(
-            f"{path}: expected components of {model.config.num_outputs} class tokens, {model.config.num_components} of "
-            f"each (model.trained=readout, model.components), found no fitting {missing[0]}; `dipro-fed components` "
-            "adds them to a trained model"
+            f"{path}: expected all of the network but its linear heads, with {wanted.num_components} components of "
+            f"{wanted.num_outputs} class tokens (model.trained=readout, model.components), found no fitting "
+            f"{absent[0]}; `dipro-fed components` adds components to a model of as many outputs"
         )
-    rest = len(own) - len(fitting)
-    logger.info("%s: %d of the model's %d tensors start from there, %d as drawn", path, len(fitting), len(own), rest)
-    model.load_state_dict({**own, **fitting})
 
 
 def _load_resnet(model: DiPro, path: Path) -> None:

@@ -1,5 +1,6 @@
 """A trained model as a start for private runs: what it keeps, what of it learns, what is refused."""
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from client.dataset import DataError
 from client.records import SiteSpec
 from dipro_fed.main import app
+from dipro_model import DiPro
 from federation.checkpoint import save_checkpoint
 from federation.initial import initial_model, start_agreement
 from federation.settings import SettingsError
@@ -21,7 +23,10 @@ from tests.make_cohort import write_cohort
 from tests.small_run import federate, small_settings
 
 NUM_COMPONENTS = 3
+LAYERS = "model.num_transformer_layers=2"
+"""Published networks differ in this by task."""
 PRIVATE = (
+    LAYERS,
     "model.trained=readout",
     f"model.components={NUM_COMPONENTS}",
     "model.freeze_backbone=true",
@@ -50,7 +55,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[SiteSpec]:
 @pytest.fixture(scope="module")
 def trained(specs: list[SiteSpec], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("runs") / "public"
-    train(specs, small_settings("task=length_of_stay", "training.epochs=1"), folder)
+    train(specs, small_settings("task=length_of_stay", LAYERS, "training.epochs=1"), folder)
     return load_trained(folder)
 
 
@@ -95,7 +100,7 @@ def test_a_private_run_of_another_outcome_moves_nothing_but_the_linear_head(
 
 def test_what_does_not_fit_is_refused(specs: list[SiteSpec], trained: Trained, start: Path, tmp_path: Path) -> None:
     base = [each for each in PRIVATE if not each.startswith("model.components")]
-    with pytest.raises(ValueError, match=r"expected components of 1 class tokens, 4 of each .*dipro-fed components"):
+    with pytest.raises(ValueError, match=r"with 4 components of 1 class tokens .*dipro-fed components"):
         initial_model(small_settings(*base, "model.components=4", f"model.start={start}"))
     with pytest.raises(ValueError, match=r"found no fitting heads\.0\.components\.weight"):
         initial_model(small_settings(*PRIVATE, f"model.start={trained.path}"))
@@ -103,12 +108,22 @@ def test_what_does_not_fit_is_refused(specs: list[SiteSpec], trained: Trained, s
         initial_model(small_settings(*PRIVATE, f"model.start={start}", "parts.pae=false"))
     with pytest.raises(SettingsError, match=r"expected model\.start, a file of `dipro-fed components`, found none"):
         small_settings(*PRIVATE)
+    progression = small_settings("task=disease_progression", LAYERS).config()
+    other = DiPro(replace(progression, trained="readout", num_components=NUM_COMPONENTS))
+    save_checkpoint(tmp_path / "other.pt", other, step=1, settings={})
+    with pytest.raises(ValueError, match=r"found no fitting global_fusion\.class_tokens"):
+        initial_model(small_settings(*PRIVATE, f"model.start={tmp_path / 'other.pt'}"))
     silent = tmp_path / "silent.pt"
     save_checkpoint(silent, trained.model, step=1, settings=trained.settings.model_dump(mode="json"))
     with pytest.raises(ValueError, match="expected a start that says how it reads values"):
         start_agreement(small_settings(f"model.start={silent}"))
     with pytest.raises(SettingsError, match=r"expected model\.start, because patient_privacy.statistics=start"):
-        small_settings(*PRIVATE[2:], "patient_privacy.statistics=start")
+        small_settings(
+            "patient_privacy.enabled=true",
+            "federation.minimum_cell=10",
+            "training.batch_norm=frozen",
+            "patient_privacy.statistics=start",
+        )
     with pytest.raises(SettingsError, match="statistics=start tells no label counts"):
         small_settings(*PRIVATE, f"model.start={start}", "patient_privacy.statistics=start")
     with pytest.raises(ValueError, match="found one that has components already"):
