@@ -1,6 +1,7 @@
 """What a training step of the published model costs on a CPU, and what each measure against that cost gives.
 
     python benchmarks/training_step.py [--cohort COHORT] [--repeats 3] [--threads 2] [--memory-only | --time-only]
+        [--without bf16] [--sums-only]
 
 The plain form computes in float32 with weights in torch's own memory order, sends padded frames through the image
 network, updates with AdamW one tensor at a time and reads the label table from disk in every step, as the published
@@ -15,7 +16,7 @@ without it they are random shapes, which look so much alike that batch norm magn
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,12 +37,14 @@ from dipro_model import Batch, ClassWeights, DiPro, Execution, objective
 from dipro_model.vocabulary import DISEASES, REGIONS
 from federation.settings import RunSettings, load_settings
 
+COMPILED = "compiled"
 MEASURES = {
     "channels last": "weights and images with the channels innermost",
     "real frames": "padded frames are left out",
     "bf16": "the image network under bfloat16 autocast",
     "fused AdamW": "all tensors updated in one pass",
     "labels once": "the label table stays in memory",
+    COMPILED: "the image network through torch.compile, whose first step takes a minute more",
 }
 CHECKPOINTS = "checkpoints"
 """Not a measure against time: activations are computed again instead of kept."""
@@ -58,9 +61,15 @@ class Form:
     frames: tuple[int, ...]
 
 
-def forms(frames: tuple[int, ...]) -> dict[str, Form]:
-    """The plain form, each measure alone, each on top of the ones before it; all but `real frames` without padding."""
-    names = tuple(name for name in MEASURES if name != "real frames" or len(set(frames)) > 1)
+def forms(frames: tuple[int, ...], without: Collection[str] = (), *, sums_only: bool = False) -> dict[str, Form]:
+    """The plain form, each measure alone, each on top of the ones before it; all but `real frames` without padding.
+
+    `sums_only` takes the plain form, all measures together and all but the compiler's alone.
+    """
+    names = tuple(name for name in MEASURES if name not in without and (name != "real frames" or len(set(frames)) > 1))
+    if sums_only:
+        sums = {"all but compiled": tuple(name for name in names if name != COMPILED), "all": names}
+        return {name: Form(measures=measures, frames=frames) for name, measures in {"plain": (), **sums}.items()}
     alone = {f"{name} alone": Form(measures=(name,), frames=frames) for name in names}
     added = {f"+ {name}": Form(measures=names[: place + 1], frames=frames) for place, name in enumerate(names) if place}
     return {"plain": Form(measures=(), frames=frames), **alone, **added}
@@ -102,7 +111,7 @@ def peak(run: dict[str, Any]) -> str:
 
 def memory_forms() -> dict[str, Form]:
     """The batches that matter for memory, each with what saves some."""
-    everything = tuple(MEASURES)
+    everything = tuple(name for name in MEASURES if name != COMPILED)
     float32 = tuple(name for name in everything if name != "bf16")
     ways = {
         "fp32": float32,
@@ -124,7 +133,8 @@ def step_costs(form: Form, pixels: int, table: Path, cohort: Path | None) -> dic
     torch.manual_seed(settings.seed)
     model = DiPro(settings.config()).train()
     precision = "bf16" if "bf16" in form.measures else "fp32"
-    model.backbone.execute(Execution(precision=precision, checkpoint_activations=CHECKPOINTS in form.measures))
+    saves, is_compiled = CHECKPOINTS in form.measures, COMPILED in form.measures
+    model.backbone.execute(Execution(precision=precision, checkpoint_activations=saves, compile=is_compiled))
     if "channels last" in form.measures:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(model, settings) if "fused AdamW" in form.measures else _plain_adamw(model, settings)
@@ -208,6 +218,8 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=224, help="smaller for a trial")
     parser.add_argument("--time-only", action="store_true")
     parser.add_argument("--memory-only", action="store_true")
+    parser.add_argument("--without", choices=MEASURES, action="append", default=[], help="a measure to leave out")
+    parser.add_argument("--sums-only", action="store_true", help="the measures together, not one by one")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_step.json")
     arguments = parser.parse_args()
     results: dict[str, Any] = {"conditions": conditions(arguments.threads), "pixels": arguments.pixels}
@@ -226,7 +238,8 @@ def main() -> None:
 
         if not arguments.memory_only:
             for name, frames in (("4 + 2 frames", PADDED), ("4 + 4 frames", FULL)):
-                results[name] = measured(forms(frames), arguments.repeats)
+                cases = forms(frames, arguments.without, sums_only=arguments.sums_only)
+                results[name] = measured(cases, arguments.repeats)
                 show_times(name, results[name])
         if not arguments.time_only:
             results["memory"] = measured(memory_forms(), 1)
