@@ -110,6 +110,8 @@ def advantages(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def _best_threshold(scores: np.ndarray, inside: np.ndarray) -> float:
     order = np.argsort(-scores)
     gains = np.cumsum(np.where(inside[order], 1 / inside.sum(), -1 / (~inside).sum()))
+    # Who has the same score is called together: only the last of them tells what a threshold there gains.
+    gains[:-1][np.diff(scores[order]) == 0] = -np.inf
     return float(scores[order][int(np.argmax(gains))])
 
 

@@ -27,6 +27,9 @@ from deployment.keys import KeyFileError
 from deployment.programs import ports, site_programs
 from deployment.site_kit import FACTS, KitError, SiteFacts, SiteKit, load_site_kit, read_certificate, read_facts
 from deployment.supervision import Supervision, SupervisionError, require_free
+from federation.audit import AUDIT, AuditError, verify
+from federation.secure.errors import SecureError
+from federation.secure.identity import Identity, check_signature
 
 _NEEDED = ("torch", "flwr", "monai", "numpy", "pandas", "pyarrow", "cryptography", "supervisor")
 _GB = 1e9
@@ -139,6 +142,41 @@ def check_kit(folder: Path) -> Iterator[Check]:
         yield failed("certificate", error, "copy it into the kit again")
         return
     yield _certificate(own, authority)
+
+
+def check_secure(folder: Path) -> Iterator[Check]:
+    """Whether this site could take part in a run with secure aggregation: its signing key, and who vouches for it.
+
+    The other sites look at the same, and a site that they refuse costs the run a round.
+    """
+    try:
+        facts, identity = read_facts(folder / FACTS, SiteFacts), Identity.load(folder)
+        identity.check_certificate(facts.site, identity.certificate_bytes)
+        check_signature(facts.site, identity.certificate_bytes, _STATEMENT, identity.sign(_STATEMENT))
+    except (KitError, OSError) as error:
+        yield failed("masks", error, "mend the kit first")
+    except SecureError as error:
+        yield failed("masks", error, "until then this site takes part in no run with secure aggregation; " + _NEW_KEY)
+    else:
+        yield passed("masks", f"signs as {facts.site} with client.key, which {facts.project} vouches for")
+
+
+_STATEMENT = b"the doctor looks"
+_NEW_KEY = "copy key and certificate from one kit, or ask the coordinator for new ones (dipro-fed provision --renew)"
+
+
+def check_audit(state: Path) -> Iterator[Check]:
+    """The site's own audit log: where its last line was changed the site refuses whatever it is asked."""
+    log = state / AUDIT
+    if not log.is_file():
+        yield passed("audit log", "none yet: this site was asked nothing")
+        return
+    try:
+        trail = verify(log)
+    except AuditError as error:
+        yield failed("audit log", error, "find out who changed it; put it back from a backup, or aside for a new one")
+    else:
+        yield passed("audit log", f"{trail.num_entries:,} whole lines, the last one {trail.head[:16]}…")
 
 
 def check_ports(kit: SiteKit) -> Iterator[Check]:

@@ -40,10 +40,12 @@ def doctor(kit: Kit = Path()) -> None:
 def _checks(folder: Path) -> "Iterator[Check]":
     from deployment.checks import (
         check_approvals,
+        check_audit,
         check_installation,
         check_kit,
         check_machine,
         check_ports,
+        check_secure,
         check_server,
         failed,
     )
@@ -58,11 +60,15 @@ def _checks(folder: Path) -> "Iterator[Check]":
     yield from check_machine("auto" if kit is None else kit.settings.device, folder if kit is None else kit.state)
     policy, checks = _policy(folder)
     yield from checks
+    yield from check_secure(folder)
+    if policy is not None:
+        yield from _sums(policy)
     if kit is not None:
         yield from check_ports(kit)
         if policy is not None:
             yield from _cohort(kit, policy)
             yield from _ledger(kit, policy)
+        yield from check_audit(kit.state)
     yield from check_approvals(folder)
     try:
         yield from check_server(folder)
@@ -81,6 +87,18 @@ def _policy(folder: Path) -> "tuple[SitePolicy | None, list[Check]]":
         return None, [failed("policy", error, "mend policy.yaml; until then this site refuses everything")]
     hours = ", ".join(policy.hours) or "all day"
     return policy, [passed("policy", f"allows {', '.join(policy.tasks)}; {hours}; cells of {policy.minimum_cell}")]
+
+
+def _sums(policy: "SitePolicy") -> "Iterator[Check]":
+    """What the policy says of secure aggregation, where it says anything."""
+    from deployment.checks import passed, warned
+
+    if policy.summed_sites == 1:
+        yield warned("sums", "summed_sites: 1, the sum of one site is its update", "name two or more, or leave it out")
+    elif policy.summed_sites:
+        yield passed(
+            "sums", f"an update leaves in a sum of {policy.summed_sites} sites or more; other runs are refused"
+        )
 
 
 def _cohort(kit: "SiteKit", policy: "SitePolicy") -> "Iterator[Check]":

@@ -15,6 +15,13 @@ LEAST_CELL = 10
 """Patients behind each number about validation patients, which the guarantee does not cover."""
 
 
+_TAKES_MORE = {
+    "scaffold": "sends control variates beside the weights, which would leave without noise",
+    "qfedavg": "weighs sites by their training losses, which do not leave",
+}
+"""Strategies that take more of the sites than noised weights, and what that is."""
+
+
 class PatientPrivacySettings(Section):
     """Whether what leaves a site hides any one of its training patients; docs/privacy.md says from whom."""
 
@@ -83,6 +90,7 @@ def require_guarantee(settings: "RunSettings") -> None:
     privacy, training, federation = settings.patient_privacy, settings.training, settings.federation
     if not privacy.enabled:
         return
+    name = settings.strategy.name
     faults = {
         "training.batch_norm=frozen, because batch norm in training mode mixes patients of a batch": (
             training.batch_norm != "frozen" and f"training.batch_norm={training.batch_norm}"
@@ -90,8 +98,8 @@ def require_guarantee(settings: "RunSettings") -> None:
         "federation.local_work=epochs or steps, because what is done in a time depends on the patients": (
             federation.local_work == "seconds" and "federation.local_work=seconds"
         ),
-        "a strategy that takes nothing of the sites but weights": (
-            settings.strategy.name in ("scaffold", "qfedavg") and f"strategy.name={settings.strategy.name}"
+        f"a strategy that takes nothing of the sites but weights, because {name} {_TAKES_MORE.get(name)}": (
+            name in _TAKES_MORE and f"strategy.name={name}"
         ),
         "strategy.recalibrate=false, because batch norm's statistics would leave without noise": (
             settings.strategy.recalibrate and "strategy.recalibrate=true"
@@ -105,9 +113,6 @@ def require_guarantee(settings: "RunSettings") -> None:
         "federation.check_duplicates=false, because hashes of identifiers tell who is a patient": (
             federation.check_duplicates and "federation.check_duplicates=true"
         ),
-        "federation.common_batch=false, because patient_privacy.sampling_rate says how many patients a step takes": (
-            federation.common_batch and "federation.common_batch=true"
-        ),
         "model.start, because patient_privacy.statistics=start takes those of the model that it names": (
             privacy.statistics == "start" and not settings.model.start and "none"
         ),
@@ -116,7 +121,10 @@ def require_guarantee(settings: "RunSettings") -> None:
             and training.class_weights == "balanced"
             and f"training.class_weights={training.class_weights}"
         ),
-        "training.accumulated_batches=1, because patient_privacy.sampling_rate says how many patients a step takes": (
+        "federation.common_batch=false, because the guarantee is for Poisson samples of the patients, whose size "
+        "patient_privacy.sampling_rate says": (federation.common_batch and "federation.common_batch=true"),
+        "training.accumulated_batches=1, because the guarantee is for Poisson samples of the patients, whose size "
+        "patient_privacy.sampling_rate says": (
             training.accumulated_batches != 1 and f"training.accumulated_batches={training.accumulated_batches}"
         ),
     }

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeGuard
+from typing import Any
 
 from sqlalchemy import Connection, func, select
 
@@ -15,7 +14,7 @@ from federation.sections import FederationSettings
 from monitor.database import upsert
 from monitor.divergence import Rise, rises
 from monitor.limits import Limits
-from monitor.rows import Row, plain
+from monitor.rows import Row, is_number, plain
 from monitor.tables import alarms, events, measurements, runs
 from monitor.times import iso
 
@@ -73,6 +72,7 @@ def of_events(connection: Connection, run_id: int, new: Sequence[Row], limits: L
     found = [alarm for row in new for alarm in _of_event(connection, run_id, row)]
     found += [alarm for row in new for alarm in _of_clock(row, limits.clock.seconds)]
     found += [alarm for row in new for alarm in _of_budget(row, limits.privacy_budget.share)]
+    found += [alarm for row in new for alarm in _of_sites_budget(row, limits.privacy_budget.share)]
     return [alarm for alarm in found if limits.has(alarm.rule)]
 
 
@@ -139,7 +139,7 @@ def _of_event(connection: Connection, run_id: int, row: Row) -> Iterator[Alarm]:
 def _of_clock(row: Row, limit: float) -> Iterator[Alarm]:
     """Only where the site's clock is off whatever the way of the messages took."""
     ahead = row["facts"].get("clock_ahead_seconds") if row["kind"] == "joined" else None
-    if not isinstance(ahead, dict) or not (_is_number(ahead.get("least")) and _is_number(ahead.get("most"))):
+    if not isinstance(ahead, dict) or not (is_number(ahead.get("least")) and is_number(ahead.get("most"))):
         return
     least, most = ahead["least"], ahead["most"]
     if least > limit or most < -limit:
@@ -153,16 +153,28 @@ def _of_clock(row: Row, limit: float) -> Iterator[Alarm]:
 def _of_budget(row: Row, nearly: float) -> Iterator[Alarm]:
     """What a private run has spent of the epsilon that it keeps; of each site once when near, once when past."""
     budget, sites = row["facts"].get("budget"), row["facts"].get("sites")
-    if row["kind"] != "privacy" or not _is_number(budget) or not isinstance(sites, dict):
+    if row["kind"] != "privacy" or not is_number(budget) or not isinstance(sites, dict):
         return
     for site, said in sorted(sites.items()):
         epsilon = said.get("epsilon") if isinstance(said, dict) else None
-        if not _is_number(epsilon) or epsilon < nearly * budget:
+        if not is_number(epsilon) or epsilon < nearly * budget:
             continue
         state = "spent" if epsilon > budget else "nearly spent"
         words = f"the privacy budget of {site}'s patients is {state}: epsilon {epsilon:.3g} of {budget:.3g} in this run"
         common = {"time": _time(row["time"]), "site": site, "round": row["round"]}
         yield Alarm(rule=BUDGET, about=(site, state), words=words, **common)
+
+
+def _of_sites_budget(row: Row, nearly: float) -> Iterator[Alarm]:
+    """The same of whole sites, once each; such a run ends before it would be past its epsilon."""
+    facts, common = row["facts"], {"time": _time(row["time"]), "round": row["round"]}
+    epsilon, budget = facts.get("epsilon"), facts.get("budget")
+    if row["kind"] == "charged" and is_number(epsilon) and is_number(budget) and epsilon >= nearly * budget:
+        words = f"the privacy budget of whole sites is nearly spent: epsilon {epsilon:.3g} of {budget:.3g} in this run"
+        yield Alarm(rule=BUDGET, about=("any whole site", "nearly spent"), words=words, **common)
+    elif row["kind"] == "budget spent":
+        words = f"the privacy budget of whole sites is spent and ended the run {facts.get('said', '')}".rstrip()
+        yield Alarm(rule=BUDGET, about=("any whole site", "spent"), words=words, **common)
 
 
 def _came(connection: Connection, run_id: int, site: str, number: int) -> bool:
@@ -222,11 +234,7 @@ def patience(settings: Any, last: str) -> float:
     said = settings.get("federation") if isinstance(settings, dict) else None
     name = "join_seconds" if last in _BEGINNINGS else "round_seconds"
     found = said.get(name) if isinstance(said, dict) else None
-    return (float(found) if _is_number(found) else getattr(FederationSettings(), name)) + _OWN_WORK
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (float(found) if is_number(found) else getattr(FederationSettings(), name)) + _OWN_WORK
 
 
 def _time(text: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from federation.run_folder import POOLED
+from monitor.rows import is_number
 from monitor.tables import events, measurements
 
 
@@ -34,7 +35,7 @@ def norms(connection: Connection, run_id: int, after: int = -1) -> dict[str, Any
     """Lengths of the updates by round after one, of each site: {site: {step: [...], value: [...]}}."""
 
     def length(groups: Any) -> float | None:
-        lengths = [value for value in groups.values() if _is_number(value)] if isinstance(groups, dict) else []
+        lengths = [value for value in groups.values() if is_number(value)] if isinstance(groups, dict) else []
         return groups.get("parameters", lengths[0]) if lengths else None
 
     return _of_updates(connection, run_id, after, "norms", length)
@@ -42,7 +43,7 @@ def norms(connection: Connection, run_id: int, after: int = -1) -> dict[str, Any
 
 def similarity(connection: Connection, run_id: int, after: int = -1) -> dict[str, Any]:
     """Each site's cosine with the mean update of the others by round: {site: {step: [...], value: [...]}}."""
-    return _of_updates(connection, run_id, after, "with_others", lambda value: value if _is_number(value) else None)
+    return _of_updates(connection, run_id, after, "with_others", lambda value: value if is_number(value) else None)
 
 
 def _of_updates(
@@ -105,9 +106,5 @@ def compared(connection: Connection, run_id: int) -> dict[str, Any] | None:
 
 def _is_lower(rows: Sequence[Any], size: int) -> bool:
     return len(rows) == size and all(
-        isinstance(row, list) and len(row) == place and all(map(_is_number, row)) for place, row in enumerate(rows)
+        isinstance(row, list) and len(row) == place and all(map(is_number, row)) for place, row in enumerate(rows)
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from monitor import curves, models, views
+from monitor import curves, models, privacy, views
 from monitor.access import guard
 from monitor.alarm_views import run_alarms
 from monitor.database import Database, DatabaseAwayError
@@ -25,7 +25,13 @@ from monitor.site_files import SITE
 
 _FOLDER = Path(__file__).parent
 _KEPT = {"Cache-Control": "private, max-age=86400"}
-_BY_ROUND = {"norms": curves.norms, "similarity": curves.similarity, "traffic": curves.traffic}
+_BY_ROUND = {
+    "norms": curves.norms,
+    "similarity": curves.similarity,
+    "traffic": curves.traffic,
+    "epsilon": privacy.epsilons,
+    "masks": privacy.masked_counts,
+}
 """Lines of numbers by round, beside the metrics."""
 _PARTS = ("metric", "timeline", *_BY_ROUND, "compared")
 
@@ -88,12 +94,14 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
                 "split": chosen[1],
                 "unit": found["step_unit"] or "round",
                 "beside": [{"name": each[0], "value": each[1]} for each in beside if each],
+                "budgets": privacy.budgets(found),
             }
             return render(
                 "run.html",
                 run=found,
                 **_board(connection, found, measured=bool(known)),
                 metrics=known,
+                is_masked=privacy.is_on(found, privacy.UPDATES),
                 chosen=chosen,
                 others=others,
                 wanted=wanted,
@@ -145,7 +153,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
 
     @app.get("/runs/{run_id}/{what}-by-round.csv")
     def by_round_csv(run_id: int, what: str) -> Response:
-        """Lengths of the updates, their similarity, or the bytes, whatever is drawn by round beside the metrics."""
+        """Lengths of the updates, bytes, epsilons and the like: whatever is drawn by round beside the metrics."""
         if what not in _BY_ROUND:
             raise HTTPException(404)
         with database.reading() as connection:
@@ -223,6 +231,8 @@ def _board(connection: Connection, run: dict[str, Any], *, measured: bool) -> di
         "seats": views.board(connection, run),
         "happenings": views.happenings(connection, run["run_id"]),
         "alarms": run_alarms(connection, run["run_id"]),
+        "spent": privacy.spent(connection, run),
+        "masks": privacy.masks(connection, run),
         "departures": views.departures(connection, run["run_id"]) if run["kind"] == SITE else [],
     }
 

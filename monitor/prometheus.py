@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, func, select
 
-from monitor import views
+from monitor import privacy, views
 from monitor.alarms import AT_WORK, RULES
 from monitor.tables import alarms, events, measurements
 from monitor.times import seconds_of
@@ -53,6 +53,7 @@ class _Figures(Collector):
                 self._of_run(families, run, labels)
                 self._of_sites(families, run, labels)
                 self._of_models(families, run["run_id"], labels)
+                self._of_privacy(families, run, labels)
                 self._of_alarms(families, run["run_id"], labels)
         return iter(families.values())
 
@@ -107,6 +108,24 @@ class _Figures(Collector):
                 elif name not in _NO_METRICS:
                     families["metric"].add_metric([*labels, site, split, name], value)
 
+    def _of_privacy(self, families: Mapping[str, Any], run: dict[str, Any], labels: tuple[str, ...]) -> None:
+        """What a run that hides something has spent, and what secure aggregation hid; nothing of any other run."""
+        for each in privacy.spent(self._connection, run):
+            is_site = each.of == privacy.WHOLE_SITE
+            where = labels if is_site else (*labels, each.of)
+            families["site_epsilon" if is_site else "patient_epsilon"].add_metric(where, each.epsilon)
+            if each.budget is not None:
+                families["site_epsilon_budget" if is_site else "patient_epsilon_budget"].add_metric(where, each.budget)
+        masks = privacy.masks(self._connection, run)
+        if masks is None:
+            return
+        families["masked_rounds"].add_metric(labels, masks.num_rounds)
+        families["masked_rounds_begun_again"].add_metric(labels, sum(times for _, times in masks.again))
+        masked, opened = masks.masked, masks.opened
+        for site in sorted({*masked, *opened}):
+            families["masked_updates"].add_metric([*labels, site], masked[site])
+            families["opened_masks"].add_metric([*labels, site], opened[site])
+
     def _of_alarms(self, families: Mapping[str, Any], run_id: int, labels: tuple[str, ...]) -> None:
         asked = select(alarms.c.rule, func.count()).where(alarms.c.run_id == run_id).group_by(alarms.c.rule)
         # A rule that has not fired is 0, so that `increase` sees the first time.
@@ -132,11 +151,19 @@ def _families() -> dict[str, Any]:
         "loss": ("Objective in the last step; site `pooled` is all together.", (*_SITE, "split")),
         "loss_part": ("A term of the objective in the last step.", (*_SITE, "split", "part")),
         "metric": ("A metric in the last step, where it is defined.", (*_SITE, "split", "metric")),
+        "patient_epsilon": ("Spent by the run of the privacy of a site's training patients.", _SITE),
+        "patient_epsilon_budget": ("What the run may spend of it.", _SITE),
+        "site_epsilon": ("Spent by the run of the privacy of any whole site.", _RUN),
+        "site_epsilon_budget": ("What the run may spend of it.", _RUN),
     }
     counters = {
         "to_site_bytes": ("Sent to a site, without Flower's frame.", _SITE),
         "from_site_bytes": ("Received from a site, without Flower's frame.", _SITE),
         "refused_updates": ("Updates of a site that a round went on without.", _SITE),
+        "masked_rounds": ("Rounds of which the server learned the sum of masked updates alone.", _RUN),
+        "masked_rounds_begun_again": ("Attempts at masked rounds beyond the first of each.", _RUN),
+        "masked_updates": ("Updates of a site that the server had in a sum alone.", _SITE),
+        "opened_masks": ("Rounds in which the others opened the masks of a site that was lost.", _SITE),
         "alarms": ("Alarms that fired.", (*_RUN, "rule")),
     }
     found: dict[str, Any] = {}

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from federation.run_folder import POOLED, RunRecord
 
@@ -64,6 +64,11 @@ def run_row(record: RunRecord) -> Row:
         "settings": plain(dict(record.settings)),
         "facts": plain(more),
     }
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether what an event says is a finite number; of a newer version it may be anything."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def plain(value: Any) -> Any:

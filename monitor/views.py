@@ -15,7 +15,7 @@ from monitor.tables import events, measurements, positions, runs
 
 _ORDINARY = (
     *("run began", "run goes on", "sent", "received", "joined", "aggregated", "compared", "left"),
-    *("privacy", "privacy spent", "charged", "unmasked", "opened"),
+    *("privacy", "privacy spent", "charged", "masking", "unmasked", "opened"),
 )
 """Events that are shown elsewhere, or not at all; any other, of a newer version too, is listed."""
 _MOST_SHOWN = 200
@@ -144,7 +144,8 @@ def board(connection: Connection, run: dict[str, Any]) -> list[Seat]:
 
 def timeline(connection: Connection, run_id: int, num_rounds: int = SHOWN_ROUNDS) -> list[Bar]:
     """Questions and answers of the last rounds, in the order in which they were asked."""
-    newest = connection.execute(select(func.max(events.c.round)).where(events.c.run_id == run_id)).scalar_one()
+    asked_in = select(func.max(events.c.round)).where(events.c.run_id == run_id, events.c.kind == "sent")
+    newest = connection.execute(asked_in).scalar_one()
     if newest is None:
         return []
     first = newest - num_rounds + 1
@@ -207,12 +208,20 @@ def departures(connection: Connection, run_id: int) -> list[dict[str, Any]]:
 
 
 def _departure(facts: Mapping[str, Any]) -> str:
-    """Arrays with type, shape and bytes, the names of numbers and texts; as JSON where it has another form."""
+    """Arrays with type, shape and bytes, the names of numbers and texts, what was hidden; as JSON in another form."""
     try:
         arrays = [f"{name} {each['type']} {each['shape']}" for name, each in facts["arrays"].items()]
-        return "; ".join([*arrays, *(", ".join(map(str, facts[name])) for name in ("numbers", "text_bytes"))])
+        said = [*arrays, *(", ".join(map(str, facts[name])) for name in ("numbers", "text_bytes"))]
+        return "; ".join([*said, *_masks(facts)])
     except (KeyError, TypeError, AttributeError):
         return json.dumps(facts, ensure_ascii=False)
+
+
+def _masks(facts: Mapping[str, Any]) -> list[str]:
+    """Whether what left says nothing alone, and whose masks the site helped to take away by it."""
+    said = ["masked: it says nothing without the other sites'"] if facts.get("masked") is True else []
+    words = {"self_masks": "took away the masks of the sum's sites", "mask_keys": "opened the masks of lost sites"}
+    return said + [f"{each}: {', '.join(map(str, facts[name]))}" for name, each in words.items() if facts.get(name)]
 
 
 def is_measured(connection: Connection, run_id: int) -> bool:

@@ -7,6 +7,7 @@ takes two light visits beside its training. A run that goes on after a crash mak
 from collections.abc import Mapping
 from typing import Literal
 
+from federation.masked_log import MASKING, UNMASKED
 from federation.messages import MessageError
 from federation.secure.errors import SecureError
 from federation.secure.messages import MASKS, MasksQuestion, MasksReply
@@ -68,7 +69,7 @@ class MaskedRounds:
             reasons = "".join(f"; {site}{reason}" for site, reason in sorted(refusals.reasons.items()))
             raise MessageError(f"{refusals.what}: {error}{reasons}") from None
         said = {"members": ceremony.members, "survivors": ceremony.survivors, "revealed_by": sorted(left.values())}
-        self._federation.exchange.note("unmasked", round=ceremony.round, attempt=ceremony.attempt, **said)
+        self._federation.exchange.note(UNMASKED, round=ceremony.round, attempt=ceremony.attempt, **said)
         return total
 
     def _with_next(
@@ -92,6 +93,8 @@ class MaskedRounds:
     ) -> dict[int, str]:
         """Ask these sites and take their answers in; those whose answers are what they must be."""
         ceremony, step = work[0]
+        for each in (begun for begun, name in work if name == "keys"):
+            self._federation.exchange.note(MASKING, round=each.round, attempt=each.attempt)
         steps = tuple(each.ask(name) for each, name in work)
         record = MasksQuestion(run=self._run, steps=steps).record()
         visit = Refusals(what=f"round {ceremony.round}, {step}", reasons=refusals.reasons)

@@ -120,7 +120,8 @@ class SitePrivacy:
     def last_charge(self) -> dict[str, float]:
         """Of the last round, for people and the audit log."""
         last = self._ledger.charges[-1]
-        return {"epsilon": round(last.epsilon, 4), "delta": self._settings.delta, "clip": last.clip}
+        settings, epsilon = self._settings, round(last.epsilon, 4)
+        return {"epsilon": epsilon, "delta": settings.delta, "budget": settings.epsilon, "clip": last.clip}
 
     def report(self) -> dict[str, Any]:
         """For run.json: what was spent, by round, and of what budget."""

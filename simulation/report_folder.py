@@ -3,13 +3,15 @@
 import shutil
 from pathlib import Path
 
-from simulation.comparison.files import STUDY_FILES, write_study
+from simulation.comparison.files import PRIVACY, STUDY_FILES, write_study
 from simulation.comparison.study import Study
 from simulation.report import render_report
 from simulation.tables import write_curves_csv, write_table_csv, write_table_json
 
 PAGE, TABLE, FACTS, CURVES = _FIRST_FILES = ("report.html", "table.csv", "table.json", "curves.csv")
 FILES = (*_FIRST_FILES, *STUDY_FILES)
+_EARLIER = (set(FILES), set(FILES) - {PRIVACY}, set(_FIRST_FILES))
+"""What this version and those before it wrote."""
 
 
 def check_report_folder(folder: Path) -> None:
@@ -17,7 +19,7 @@ def check_report_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder for the report, found a file; choose another --out")
     names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
-    if names and set(names) not in (set(FILES), set(_FIRST_FILES)):  # an earlier version wrote four
+    if names and set(names) not in _EARLIER:
         some = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
         raise ValueError(
             f"{folder}: expected a new or empty folder, or an earlier report to replace, found {some}; "

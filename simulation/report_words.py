@@ -224,8 +224,8 @@ def method(comparison: Comparison) -> list[tuple[str, str]]:
         (
             "Files",
             "Every number at full precision: table.csv and table.json hold the scores, models.csv, differences.csv, "
-            "cross_site.csv, gains.csv, fairness.csv, costs.csv and comparison.json what follows from them, curves.csv "
-            "the course of training.",
+            "cross_site.csv, gains.csv, fairness.csv, costs.csv and comparison.json what follows from them, "
+            "privacy.csv what each run hid, curves.csv the course of training.",
         ),
     ]
 

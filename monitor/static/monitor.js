@@ -7,7 +7,8 @@ const PAUSE = 300;  // milliseconds
 // This runs before Plotly's megabytes do, so that the first numbers come meanwhile.
 const drawing = new Promise((there) => document.getElementById("plotly").addEventListener("load", there));
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const known = { metric: {}, norms: {}, similarity: {}, traffic: {}, timeline: [], compared: null };
+const known = { metric: {}, norms: {}, similarity: {}, traffic: {}, epsilon: {}, masks: {}, timeline: [], compared: null };
+const WHOLE_SITE = "any whole site";
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function layout(more) {
@@ -50,15 +51,15 @@ const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"
 // A site has the same colour in all pictures.
 const numbers = new Map();
 function own(site) {
-  if (site === "pooled") return color("--ink");
+  if (site === "pooled" || site === WHOLE_SITE) return color("--ink");
   if (!numbers.has(site)) numbers.set(site, numbers.size);
   return color(`--c${numbers.get(site) % 8}`);
 }
 
 function lines(found) {
   return Object.entries(found).map(([site, line]) => {
-    const together = site === "pooled";
-    return { type: "scatter", mode: line.step.length > 1 ? "lines" : "markers", name: plain(together ? "all sites" : site),
+    const together = site === "pooled" || site === WHOLE_SITE;
+    return { type: "scatter", mode: line.step.length > 1 ? "lines" : "markers", name: plain(site === "pooled" ? "all sites" : site),
       x: line.step, y: line.value, opacity: together ? 1 : 0.8,
       line: { width: together ? 3.5 : 1.5, color: own(site) },
       marker: { color: own(site) } };
@@ -89,13 +90,18 @@ function grid(found) {
     hovertemplate: "%{y} and %{x}: %{z:.3f}<extra></extra>", colorbar: { thickness: 10, outlinewidth: 0 } }];
 }
 
+// A dashed line as wide as what is drawn.
+function level(drawn, name, value, number) {
+  const steps = drawn.flatMap((each) => [each.x[0], each.x[each.x.length - 1]]);
+  return { type: "scatter", mode: "lines", name: plain(name), x: [Math.min(...steps), Math.max(...steps)], y: [value, value],
+    line: { dash: "dash", width: 2, color: color(`--c${(number + 4) % 8}`) } };
+}
+
 const round = { title: { text: "round" } };
 const pictures = {
   metric() {
     const drawn = lines(known.metric);
-    const steps = Object.values(known.metric).flatMap((line) => [line.step[0], line.step[line.step.length - 1]]);
-    facts.beside.forEach((each, number) => drawn.push({ type: "scatter", mode: "lines", name: plain(each.name),
-      x: [Math.min(...steps), Math.max(...steps)], y: [each.value, each.value], line: { dash: "dash", width: 2, color: color(`--c${(number + 4) % 8}`) } }));
+    drawn.push(...facts.beside.map((each, number) => level(drawn, each.name, each.value, number)));
     show("metric", drawn, { xaxis: { title: { text: facts.unit } }, yaxis: { title: { text: plain(`${facts.metric}, ${facts.split}`) } } });
   },
   timeline() {
@@ -106,6 +112,12 @@ const pictures = {
   norms() { show("norms", lines(known.norms), { xaxis: round, yaxis: { rangemode: "tozero" } }); },
   similarity() { show("similarity", lines(known.similarity), { xaxis: round, yaxis: { range: [-1.05, 1.05] } }); },
   compared() { show("compared", grid(known.compared), { margin: { l: 50, r: 12, t: 34, b: 60 }, yaxis: { autorange: "reversed" } }); },
+  epsilon() {
+    const drawn = lines(known.epsilon);
+    drawn.push(...facts.budgets.map((each, number) => level(drawn, each.name, each.value, number)));
+    show("epsilon", drawn, { xaxis: round, yaxis: { title: { text: "epsilon" }, rangemode: "tozero" } });
+  },
+  masks() { show("masks", lines(known.masks), { xaxis: round, yaxis: { rangemode: "tozero" } }); },
   traffic() { show("traffic", lines(known.traffic), { xaxis: round, yaxis: { title: { text: "bytes" }, rangemode: "tozero" } }); },
 };
 
@@ -157,12 +169,13 @@ async function ask(names, after) {
 }
 
 const first = ["metric", "timeline"];
-const others = ["norms", "similarity", "compared", "traffic"];
+const others = ["norms", "similarity", "compared", "traffic", "epsilon", "masks"];
 
 function more() {
-  // What was last may have been half there: it is asked for again.
-  const after = Math.min(last(known.metric), last(known.norms), last(known.traffic)) - 1;
-  return ask([...first, ...others], Math.max(after, -1));
+  // What was last may have been half there: it is asked for again. Masked rounds never have lengths.
+  const begun = [known.metric, known.norms, known.traffic, known.epsilon].filter((each) => Object.keys(each).length);
+  const after = Math.min(...begun.map(last), Infinity) - 1;
+  return ask([...first, ...others], Number.isFinite(after) ? Math.max(after, -1) : -1);
 }
 
 async function begin() {

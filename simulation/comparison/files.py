@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from federation.run_folder import POOLED
 from simulation.comparison.differences import Difference
 from simulation.comparison.draws import Estimate
+from simulation.comparison.privacy import PATIENTS, SITES, UPDATES, Hidden
 from simulation.comparison.study import Study
 from simulation.tables import write_csv
 
@@ -35,13 +37,22 @@ COST_COLUMNS = (
 )
 """Columns of costs.csv, one row a run; bytes that were not recorded are empty."""
 
-MODELS, CROSS_SITE, DIFFERENCES, GAINS, FAIRNESS, COSTS, STUDY = STUDY_FILES = (
-    *("models.csv", "cross_site.csv", "differences.csv", "gains.csv", "fairness.csv", "costs.csv", "comparison.json"),
+PRIVACY_COLUMNS = (
+    *("model", "hides", "site", "epsilon", "delta", "budget", "steps", "rounds", "num_updates", "num_again"),
+    *("num_opened", "least_sites"),
+)
+"""Columns of privacy.csv, a row for what a run hid and where: patient_privacy has one for each site and, as `pooled`,
+the largest epsilon; site_privacy one, as `pooled`, for any whole site; secure_aggregation one for each site and, as
+`pooled`, all together. What is not of a kind, or was not recorded, is empty."""
+
+MODELS, CROSS_SITE, DIFFERENCES, GAINS, FAIRNESS, COSTS, PRIVACY, STUDY = STUDY_FILES = (
+    *("models.csv", "cross_site.csv", "differences.csv", "gains.csv", "fairness.csv", "costs.csv", "privacy.csv"),
+    "comparison.json",
 )
 
 
 def write_study(study: Study, folder: Path) -> None:
-    """Write the seven files into the folder, at full precision."""
+    """Write the eight files into the folder, at full precision."""
     tables: dict[str, tuple[Sequence[str], list[dict[str, Any]]]] = {
         MODELS: (VALUE_COLUMNS, list(_value_rows(study, [arm.label for arm in study.arms]))),
         CROSS_SITE: (VALUE_COLUMNS, list(_value_rows(study, [arm.label for arm in study.cross_site]))),
@@ -49,6 +60,7 @@ def write_study(study: Study, folder: Path) -> None:
         GAINS: (DIFFERENCE_COLUMNS, [_difference_row(each) for each in study.gains]),
         FAIRNESS: (FAIRNESS_COLUMNS, list(_fairness_rows(study))),
         COSTS: (COST_COLUMNS, list(_cost_rows(study))),
+        PRIVACY: (PRIVACY_COLUMNS, [row for each in study.hidden for row in _privacy_rows(each)]),
     }
     for name, (columns, rows) in tables.items():
         write_csv(folder / name, columns, rows)
@@ -141,3 +153,23 @@ def _fairness_rows(study: Study) -> Iterator[dict[str, Any]]:
 def _cost_rows(study: Study) -> Iterator[dict[str, Any]]:
     for cost in study.costs:
         yield {**asdict(cost), "total_bytes": cost.total_bytes, "bytes_per_round": cost.bytes_per_round}
+
+
+def _privacy_rows(hidden: Hidden) -> Iterator[dict[str, Any]]:
+    empty = {**dict.fromkeys(PRIVACY_COLUMNS), "model": hidden.model}
+    if (patients := hidden.patients) is not None:
+        common = {**empty, "hides": PATIENTS, "delta": patients.delta, "budget": patients.budget}
+        yield {**common, "site": POOLED, "epsilon": patients.epsilon}
+        for site, spent in patients.sites.items():
+            yield {**common, "site": site, "epsilon": spent.epsilon, "steps": spent.steps}
+    if (sites := hidden.whole_sites) is not None:
+        common = {**empty, "hides": SITES, "delta": sites.delta, "budget": sites.budget}
+        yield {**common, "site": POOLED, "epsilon": sites.epsilon, "rounds": len(sites.by_round)}
+    if (updates := hidden.updates) is not None:
+        common = {**empty, "hides": UPDATES, "least_sites": updates.least_sites}
+        told = {"num_updates": updates.num_hidden, "num_again": updates.num_again, "num_opened": updates.num_opened}
+        rounds = None if updates.rounds is None else len(updates.rounds)
+        yield {**common, "site": POOLED, "rounds": rounds, **told}
+        for site in hidden.sites:
+            masked, opened = updates.by_site(site) or (None, None)
+            yield {**common, "site": site, "rounds": masked, "num_updates": masked, "num_opened": opened}

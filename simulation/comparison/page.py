@@ -12,6 +12,7 @@ from simulation.comparison.costs import Cost
 from simulation.comparison.differences import Difference
 from simulation.comparison.draws import Estimate
 from simulation.comparison.fairness import SITE, Spread
+from simulation.comparison.privacy import Hidden
 from simulation.comparison.study import Study
 from simulation.report_words import duration
 from simulation.tables import METRIC_NAMES, direction, three_digits
@@ -42,6 +43,7 @@ def study_context(study: Study) -> dict[str, Any]:
         "fairness": _fairness(study),
         "fairness_caption": words.fairness_caption(study),
         "costs": [_cost(study, each) for each in study.costs],
+        "hidden": _hidden(study),
         "reference_note": study.reference_note,
         "fairness_notes": study.fairness.notes,
     }
@@ -228,3 +230,61 @@ def _cost(study: Study, cost: Cost) -> dict[str, Any]:
             for each in (cost.to_sites_bytes, cost.from_sites_bytes, cost.bytes_per_round, cost.total_bytes)
         ],
     }
+
+
+def _hidden(study: Study) -> dict[str, Any] | None:
+    """A table for each kind of privacy that a run used; None where no run did."""
+    if not study.hidden:
+        return None
+    sites = [column.site for column in study.comparison.columns[1:]]
+    return {
+        "sites": sites,
+        "patients_caption": words.PATIENTS_CAPTION,
+        "patients": [row for each in study.hidden if (row := _hidden_patients(study, each, sites))],
+        "whole_sites_caption": words.WHOLE_SITES_CAPTION,
+        "whole_sites": [row for each in study.hidden if (row := _hidden_sites(study, each))],
+        "updates_caption": words.UPDATES_CAPTION,
+        "updates": [row for each in study.hidden if (row := _hidden_updates(study, each, sites))],
+        "note": words.hid_nothing(study),
+    }
+
+
+def _named(study: Study, label: str) -> dict[str, Any]:
+    return {"number": [model.label for model in study.comparison.models].index(label), "label": label}
+
+
+def _hidden_patients(study: Study, hidden: Hidden, sites: Sequence[str]) -> dict[str, Any] | None:
+    if (found := hidden.patients) is None:
+        return None
+    cells = [
+        None if (spent := found.sites.get(site)) is None else (_epsilon(spent.epsilon), f"{spent.steps:,} steps")
+        for site in sites
+    ]
+    facts = [_epsilon(found.epsilon), f"{found.budget:g}", f"{found.delta:g}", found.statistics]
+    return {**_named(study, hidden.model), "facts": facts, "cells": cells}
+
+
+def _hidden_sites(study: Study, hidden: Hidden) -> dict[str, Any] | None:
+    if (found := hidden.whole_sites) is None:
+        return None
+    facts = [_epsilon(found.epsilon), f"{found.budget:g}", f"{found.delta:g}", f"{len(found.by_round):,}"]
+    facts += [f"{found.noise_multiplier:.3g}", f"{found.noise_to_update:.3g}"]
+    return {**_named(study, hidden.model), "facts": facts, "ended": found.ended}
+
+
+def _hidden_updates(study: Study, hidden: Hidden, sites: Sequence[str]) -> dict[str, Any] | None:
+    if (found := hidden.updates) is None:
+        return None
+    rounds = None if found.rounds is None else len(found.rounds)
+    counts = (rounds, found.num_hidden, found.num_again, found.num_opened)
+    by_site = [found.by_site(site) for site in sites]
+    return {
+        **_named(study, hidden.model),
+        "least": found.least_sites,
+        "facts": ["not recorded" if each is None else f"{each:,}" for each in counts],
+        "cells": [None if each is None else (f"{each[0]:,} of {rounds:,}", each[1]) for each in by_site],
+    }
+
+
+def _epsilon(value: float) -> str:
+    return f"{value:.3g}"

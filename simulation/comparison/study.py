@@ -1,5 +1,5 @@
 """Everything that is concluded from a comparison: who is non-inferior to whom, who gains, who is served worse, at what
-cost."""
+cost, and what was hidden from whom."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from simulation.comparison.demographics import read_demographics
 from simulation.comparison.differences import Difference, checked_margins, differences, gains_of_joining
 from simulation.comparison.draws import draw, studied_metrics
 from simulation.comparison.fairness import DEFAULT_MINIMUM, Fairness, fairness
+from simulation.comparison.privacy import Hidden, hidden_of
 
 CROSS_SITE_KINDS = ("centralized", "federated", "local", "evaluated")
 """Arms that are one model for all sites' patients."""
@@ -36,6 +37,8 @@ class Study:
     gains: tuple[Difference, ...]
     fairness: Fairness
     costs: tuple[Cost, ...]
+    hidden: tuple[Hidden, ...]
+    """Of the runs that hid anything."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -94,4 +97,5 @@ def study(
         gains=tuple(gains_of_joining(comparison, draws, arms)),
         fairness=fairness(comparison, arms, demographics, minimum_group),
         costs=costs_of(comparison.runs),
+        hidden=hidden_of(comparison.runs),
     )

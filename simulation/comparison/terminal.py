@@ -11,7 +11,7 @@ from simulation.tables import METRIC_NAMES, direction
 
 
 def print_study(study: Study, console: Console) -> None:
-    """One table of the metrics that have a margin, all sites together; none without a reference."""
+    """A table of the metrics that have a margin, all sites together, with a reference; and one of what runs hid."""
     shown = [each for each in study.differences if each.site == POOLED and each.margin is not None]
     if shown:
         table = Table(title=f"Difference to {study.reference}, all sites together", title_justify="left")
@@ -25,5 +25,22 @@ def print_study(study: Study, console: Console) -> None:
                 verdict = each.verdict or f"none: {each.verdict_reason}"
                 table.add_row(Text(each.arm), Text(value), Text(signed_interval(each.estimate) or "–"), Text(verdict))
         console.print(table)
+    if study.hidden:
+        console.print(_hidden(study))
     for note in study.notes:
         console.print(Text(note))
+
+
+def _hidden(study: Study) -> Table:
+    """A row a run; a dash for what it did not hide."""
+    table = Table("run", "patients", "whole sites", "updates of single sites", title_justify="left")
+    table.title = "What was hidden"
+    for each in study.hidden:
+        spent = [
+            f"epsilon {found.epsilon:.3g} of {found.budget:g} at delta {found.delta:g}" if found else "–"
+            for found in (each.patients, each.whole_sites)
+        ]
+        count = each.updates and each.updates.num_hidden
+        masked = "–" if each.updates is None else "not recorded" if count is None else f"{count:,} hidden"
+        table.add_row(Text(each.model), *spent, masked)
+    return table

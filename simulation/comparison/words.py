@@ -30,6 +30,13 @@ def signed_interval(estimate: Estimate) -> str | None:
     return f"{signed(estimate.low)} to {signed(estimate.high)}"
 
 
+_PRIVACY_METHOD = (
+    "What was hidden",
+    "ε is what the accountant finds for the steps and rounds that were really made, those that were made again too, "
+    "from above. Rounds, hidden updates and opened masks are counted in the server's audit log.",
+)
+
+
 def verdicts(study: Study) -> list[tuple[str, str]]:
     """The pooled verdicts on every arm that sites would train together: (arm, sentence)."""
     found = []
@@ -85,6 +92,22 @@ CROSS_SITE_CAPTION = (
     "scale a metric; a frame marks a site's own model on its own patients. Sites differ in their patients, too: read "
     "down a column to compare models."
 )
+PATIENTS_CAPTION = (
+    "Any one training patient, from whoever sees what left the site: with or without that patient nothing that left "
+    "is likelier by more than a factor e^ε, but for a chance of δ. The smaller ε, the more is hidden. Validation and "
+    "test patients are not covered."
+)
+WHOLE_SITES_CAPTION = (
+    "All that any one site sent in training, from whoever sees the models of all rounds, in the same sense. Not from "
+    "the server, which shortens and noises the updates and sees each before. Noise to mean update: how many times as "
+    "long as the mean of all updates can be a round's noise is."
+)
+UPDATES_CAPTION = (
+    "Each site's update, from the server, which saw one sum a round. Of a hidden update it saw neither weights nor "
+    "length nor direction, so that none could be refused for these. It saw who took part, numbers of samples, losses "
+    "and metrics. The masks of a site that was lost after it had given shares are opened by the others; no update "
+    "shows by that."
+)
 GAINS_CAPTION = (
     "The model trained together minus the model that the site trained alone, on the site's own patients. Gain: the "
     "whole interval is better than 0. Loss: all of it is worse. Not shown: these patients do not settle it. Of many "
@@ -123,7 +146,18 @@ def method(study: Study) -> list[tuple[str, str]]:
             "What the server sent to all sites and received from them in all rounds, training and evaluation together, "
             "as counted at the server. Models that are trained in one place send nothing.",
         ),
+        *([_PRIVACY_METHOD] if study.hidden else []),
     ]
+
+
+def hid_nothing(study: Study) -> str:
+    """Which of the runs across sites hid nothing; empty where all did, or none."""
+    hiding = {each.model for each in study.hidden}
+    federated = [run.label for run in study.comparison.runs if run.record.kind == "federated"]
+    others = [label for label in federated if label not in hiding]
+    if not others or not hiding:
+        return ""
+    return f"Nothing of it was hidden in {', '.join(f'“{label}”' for label in others)}."
 
 
 def amount(num_bytes: float | None) -> str:

@@ -195,6 +195,23 @@ def test_nothing_is_revealed_before_enough_have_signed_for_the_same_set(world: W
     assert world.answer(NORTH, asked) == revealed, "asked again, it says the same"
 
 
+def test_signatures_of_another_round_reveal_nothing(world: World) -> None:
+    """Replayed, or from sites that signed in another attempt: the statement names the keys of this one alone."""
+    old = _trained(world)
+    world.ask(old, "confirm", world.sites)
+    replayed = old.ask("unmask")
+    assert isinstance(replayed, UnmaskStep)
+    for server_round, words in ((1, "attempt"), (2, "round 2, attempt")):
+        new = _trained(world, server_round)
+        world.ask(new, "confirm", world.sites)
+        again = UnmaskStep(round=server_round, attempt=new.attempt, signatures=replayed.signatures)
+        with pytest.raises(SecureError, match="expected a statement signed with its key, found another signature"):
+            world.answer(NORTH, again)
+        stale = replayed.model_copy(update={"round": server_round})
+        with pytest.raises(SecureError, match=f"north: expected an attempt that it made keys for, found .*{words}"):
+            world.answer(NORTH, stale)
+
+
 def test_sites_that_worked_on_different_things_unmask_nothing(world: World) -> None:
     """Another model, share or setting at one of them: its signature is of other terms, and the others refuse."""
     ceremony = world.ceremony()

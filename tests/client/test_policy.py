@@ -41,6 +41,25 @@ def test_what_is_not_allowed_is_refused_with_what_is(tmp_path: Path, text: str, 
     _load(tmp_path, "").check(settings, 30, NOON)
 
 
+PRIVATE = (
+    *("patient_privacy.enabled=true", "patient_privacy.noise_multiplier=2.0", "training.batch_norm=frozen"),
+    *("training.accumulated_batches=1", "federation.minimum_cell=10"),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "delta", "most"),
+    [("", 1e-3, 999), ("largest_epsilon: 8.0\ndelta: 0.01", 1e-3, 99), ("delta: 0.01", 1e-3, 999)],
+)
+def test_a_delta_is_below_one_over_the_sites_patients(tmp_path: Path, text: str, delta: float, most: int) -> None:
+    """With a larger one a mechanism may tell everything of one patient; without a budget the site's own is not used."""
+    policy, settings = _load(tmp_path, text), small_settings(*PRIVATE, f"patient_privacy.delta={delta}")
+    policy.check(settings, most, NOON)
+    words = f"too many training patients for this delta: .*found {max(delta, 0.01 if 'epsilon' in text else 0):g}"
+    with pytest.raises(PolicyError, match=words):
+        policy.check(settings, most + 1, NOON)
+
+
 @pytest.mark.parametrize(
     ("window", "inside", "outside"),
     [("08:00-17:00", ("08:00", "16:59"), ("07:59", "17:00")), ("20:00-06:00", ("20:00", "05:59"), ("19:59", "06:00"))],

@@ -12,14 +12,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from client.policy import SitePolicy
 from deployment.authority import Authority
 from deployment.checks import (
     Check,
     Outcome,
     check_approvals,
+    check_audit,
     check_installation,
     check_kit,
     check_machine,
+    check_secure,
     check_server,
 )
 from deployment.kits import provision
@@ -27,7 +30,9 @@ from deployment.programs import site_programs
 from deployment.project import Project
 from deployment.server_kit import load_server_kit
 from deployment.site_kit import KitError, load_site_kit
+from dipro_fed.doctor import _sums
 from dipro_fed.main import app
+from federation.audit import AUDIT, AuditLog
 from tests.deployment.live import free_ports
 
 
@@ -160,6 +165,77 @@ def test_the_doctor_sees_when_a_certificate_ends(kits: Path, kit: Path, monkeypa
     shutil.copy(other.folder / "authority.pem", kit / "authority.pem")
     outcome, found = _outcomes(check_kit(kit))["certificate"]
     assert (outcome, "is not of the authority" in found) == (Outcome.FAIL, True)
+
+
+def _of_another_site(kit: Path) -> None:
+    for name in ("client.key", "client.pem"):
+        shutil.copy(kit.parent / "south" / name, kit / name)
+
+
+def _of_another_project(kit: Path) -> None:
+    shutil.copy(Authority.create(kit.parents[2] / "other", "icu").folder / "authority.pem", kit / "authority.pem")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda kit: (kit / "client.key").unlink(), "expected the site's signing key, cannot read it"),
+        (lambda kit: (kit / "client.key").write_text("x"), "expected a private key in PEM, found something else"),
+        (lambda kit: (kit / "client.key").chmod(0o640), "expected mode 0600, found 0640"),
+        (lambda kit: shutil.copy(kit / "loopback.key", kit / "client.key"), "found another key's"),
+        (lambda kit: (kit / "client.pem").write_text("x"), "expected a certificate in PEM"),
+        (_of_another_site, "north: expected its own certificate, found the one of south"),
+        (_of_another_project, "expected a certificate of this project's authority"),
+    ],
+)
+def test_the_doctor_sees_what_would_keep_a_site_from_masking(
+    kit: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    assert _outcomes(check_secure(kit))["masks"] == (
+        Outcome.PASS,
+        "signs as north with client.key, which icu vouches for",
+    )
+    spoil(kit)
+    outcome, found = _outcomes(check_secure(kit))["masks"]
+    assert outcome is Outcome.FAIL
+    assert words in found
+
+
+def test_the_doctor_sees_when_other_sites_would_not_believe_a_signature(
+    kit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = datetime.now(UTC) + timedelta(days=366)
+    then = type("Then", (), {"now": staticmethod(lambda zone: moment)})
+    monkeypatch.setattr("federation.secure.identity.datetime", then)
+    outcome, found = _outcomes(check_secure(kit))["masks"]
+    assert (outcome, "expected a certificate that is good now" in found) == (Outcome.FAIL, True)
+
+
+def test_the_doctor_reads_the_sites_own_audit_log(tmp_path: Path) -> None:
+    assert _outcomes(check_audit(tmp_path))["audit log"][0] is Outcome.PASS
+    for event in ("left", "refused"):
+        AuditLog(path=tmp_path / AUDIT).write(event)
+    outcome, found = _outcomes(check_audit(tmp_path))["audit log"]
+    assert (outcome, found.startswith("2 whole lines")) == (Outcome.PASS, True)
+    (tmp_path / AUDIT).write_text((tmp_path / AUDIT).read_text().replace("left", "kept"))
+    outcome, found = _outcomes(check_audit(tmp_path))["audit log"]
+    assert (outcome, "line 1" in found) == (Outcome.FAIL, True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (SitePolicy(), []),
+        (SitePolicy(summed_sites=4), [("pass", "in a sum of 4 sites or more")]),
+        (SitePolicy(summed_sites=1), [("warn", "the sum of one site is its update")]),
+    ],
+)
+def test_the_doctor_says_what_the_policy_asks_of_sums(policy: SitePolicy, expected: list[tuple[str, str]]) -> None:
+    found = [(each.outcome.value, each.found) for each in _sums(policy)]
+    assert len(found) == len(expected)
+    assert all(
+        outcome == other and words in said for (outcome, said), (other, words) in zip(found, expected, strict=True)
+    )
 
 
 def test_the_doctor_wants_code_to_be_approved(kit: Path) -> None:

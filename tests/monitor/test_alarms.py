@@ -344,3 +344,18 @@ def test_a_privacy_budget_is_nearly_spent_and_spent_once_each(
 def test_when_a_privacy_budget_is_nearly_spent_can_be_said(log: AuditLog, tmp_path: Path, database: Database) -> None:
     log.write("privacy", round=1, budget=4.0, sites={"north": {"steps": 1, "epsilon": 2.1}})
     assert _fired(database, tmp_path, Limits(privacy_budget=PrivacyBudget(share=0.5))) == [(BUDGET, "north", 1)]
+
+
+def test_the_budget_of_whole_sites_is_nearly_spent_and_ends_the_run(
+    log: AuditLog, tmp_path: Path, database: Database
+) -> None:
+    for number, epsilon in enumerate((2.0, 3.7, 3.9), start=1):
+        log.write("charged", round=number, epsilon=epsilon, delta=1e-5, budget=4.0, clip=1.0, far_longer=[])
+    assert _fired(database, tmp_path) == [(BUDGET, None, 2)]
+    log.write("charged", round=4, epsilon="much", budget=4.0)
+    log.write("charged", round=4, epsilon=3.95)  # of an older version, which did not say the budget
+    log.write("budget spent", of="site_privacy", said="after round 3 of 9: another one would spend more")
+    assert _fired(database, tmp_path) == [(BUDGET, None, 2), (BUDGET, None, None)]
+    nearly, ended = (row["words"] for row in _rows(database))
+    assert nearly == "the privacy budget of whole sites is nearly spent: epsilon 3.7 of 4 in this run"
+    assert ended.endswith("is spent and ended the run after round 3 of 9: another one would spend more")

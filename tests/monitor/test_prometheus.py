@@ -18,6 +18,7 @@ from monitor.database import Database, open_database
 from monitor.page import make_page
 from monitor.recorder import Recorder
 from monitor.tables import runs
+from tests.monitor.hiding_run import write_hiding_log
 from tests.monitor.test_page import HOSTILE, Client
 from tests.postgres import postgres
 
@@ -142,8 +143,25 @@ def test_a_password_guards_the_figures_too(database: Database, tmp_path: Path) -
     assert Client(make_page(database)).get("/metrics", headers={"Host": "evil.example.org"}).status_code == 400
 
 
-def test_the_dashboard_asks_for_what_there_is(real_run: Path, database: Database) -> None:
-    Recorder(database, [real_run], print).deliver()
+def test_what_was_hidden_is_counted(tmp_path: Path, database: Database) -> None:
+    write_hiding_log(tmp_path / "run")
+    found = _scrape(database, tmp_path)
+    assert [_of(found, "patient_epsilon", site=site) for site in ("north", "south", "west")] == [4.0, 5.0, 6.0]
+    assert _of(found, "patient_epsilon_budget", site="north") == 8.0
+    assert (_of(found, "site_epsilon"), _of(found, "site_epsilon_budget")) == (3.0, 4.0)
+    assert (_of(found, "masked_rounds_total"), _of(found, "masked_rounds_begun_again_total")) == (2, 1)
+    assert [_of(found, "masked_updates_total", site=site) for site in ("north", "west")] == [2, 1]
+    assert [_of(found, "opened_masks_total", site=site) for site in ("north", "west")] == [0, 1]
+
+
+def test_a_run_that_hides_nothing_has_no_such_figures(real_run: Path, database: Database) -> None:
+    names = {name.removeprefix("dipro_fed_") for name, _ in _scrape(database, real_run)}
+    assert not [each for each in names if "epsilon" in each or "mask" in each]
+
+
+def test_the_dashboard_asks_for_what_there_is(real_run: Path, tmp_path: Path, database: Database) -> None:
+    write_hiding_log(tmp_path / "run")
+    Recorder(database, [real_run, tmp_path], print).deliver()
     client = Client(make_page(database))
     series: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(client.get("/metrics").text):
@@ -165,6 +183,7 @@ def test_the_dashboard_asks_for_what_there_is(real_run: Path, database: Database
     for name in ("rounds_finished", "round_duration_seconds", "site_state", "loss", "metric", "to_site_bytes_total"):
         assert f"dipro_fed_{name}" in used
     assert {f"dipro_fed_{name}" for name in ("refused_updates_total", "alarms_total")} <= used
+    assert {name for name in series if "epsilon" in name or "mask" in name} <= used
     places = [panel["gridPos"] for panel in panels]
     for number, one in enumerate(places):
         assert one["x"] + one["w"] <= 24

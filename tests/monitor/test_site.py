@@ -94,6 +94,22 @@ def _reply(loss: float) -> EvaluateReply:
     return EvaluateReply(site="north", splits={"val": part}, seconds=1.0)
 
 
+def test_a_site_sees_that_its_update_was_masked_and_whose_masks_it_took_away(
+    tmp_path: Path, database: Database
+) -> None:
+    log, common = (
+        AuditLog(path=tmp_path / AUDIT),
+        {"run": "ab", "round": 1, "bytes": 8, "numbers": [], "text_bytes": {}},
+    )
+    log.write("left", asked="train", masked=True, arrays={"0": {"type": "uint8", "shape": [8], "bytes": 8}}, **common)
+    log.write("left", asked="masks", self_masks=["north", "south"], mask_keys=["west"], arrays={}, **common)
+    _deliver(database, tmp_path)
+    page = _get(database, "/runs/1").text
+    assert "0 uint8 [8]" in page
+    assert "masked: it says nothing without the other sites" in page
+    assert "took away the masks of the sum&#39;s sites: north, south; opened the masks of lost sites: west" in page
+
+
 def test_measurements_stay_whole_whatever_ended_their_writer(tmp_path: Path) -> None:
     keep_measurements(tmp_path, _asked(), _reply(0.5))
     path = tmp_path / OWN_ROUNDS / "aa" / "history.jsonl"

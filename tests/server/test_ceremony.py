@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.secure.errors import SecureError
+from federation.secure.steps import SharesAnswer, SiteKeys, UnmaskAnswer, sign_keys
 from federation.secure_settings import SecureAggregationSettings
 from server.ceremony import Ceremony
 from tests.masking_world import World
@@ -90,3 +91,62 @@ def test_a_malicious_share_is_found_and_its_round_ends(keys: Path, tmp_path: Pat
     ceremony.take(world.sites[2], third.model_copy(update={"self_masks": {**third.self_masks, world.sites[0]: other}}))
     with pytest.raises(SecureError, match=r"the mask of site-00 cannot be taken away"):
         ceremony.sum()
+
+
+def test_keys_that_are_replayed_or_of_others_are_refused_and_named(keys: Path, tmp_path: Path) -> None:
+    """What a site said in another attempt, round or run, what another site said, and what another key signed."""
+    world = _world(keys, tmp_path, 3)
+    first, second = NAMES[:2]
+    before, later, now = world.ceremony(), world.ceremony(server_round=2), world.ceremony()
+    said = {each.attempt: world.answer(first, each.ask("keys")) for each in (before, later, now)}
+    for other in (before, later):
+        words = (
+            f"{first}: expected keys of run run1, round 1, attempt {now.attempt[:8]}, found those of run run1, round "
+        )
+        with pytest.raises(SecureError, match=f"{words}{other.round}, attempt {other.attempt[:8]}"):
+            now.take(first, said[other.attempt])
+    with pytest.raises(SecureError, match=f"{second}: expected its own keys, found those of {first}"):
+        now.take(second, said[now.attempt])
+    own = said[now.attempt]
+    assert isinstance(own, SiteKeys)
+    with pytest.raises(SecureError, match="found those of run another, round 1"):
+        now.take(first, sign_keys(world.masking(first).identity, own.model_copy(update={"run": "another"})))
+    with pytest.raises(SecureError, match=f"{first}: expected its own certificate, found the one of {second}"):
+        now.take(first, sign_keys(world.masking(second).identity, own))
+    with pytest.raises(SecureError, match=f"{first}: expected a statement signed with its key"):
+        now.take(first, own.model_copy(update={"mask_key": "ab" * 32}))
+    now.take(first, own)
+
+
+def test_answers_of_another_attempt_are_refused_and_named(keys: Path, tmp_path: Path) -> None:
+    world = _world(keys, tmp_path, 3)
+    third = world.sites[2]
+    kept = []
+    for number in (1, 2):
+        ceremony = world.ceremony(server_round=number)
+        world.ask(ceremony, "keys", world.sites)
+        world.ask(ceremony, "shares", world.sites)
+        for site in world.sites:
+            ceremony.take_masked(site, world.masked(site, ceremony.ask_mask(site)))
+        kept.append((ceremony, world.answer(third, ceremony.ask("confirm"))))
+    (_, replayed), (ceremony, own) = kept
+    with pytest.raises(SecureError, match=f"{third}: expected a statement signed with its key"):
+        ceremony.take(third, replayed)
+    ceremony.take(third, own)
+    world.ask(ceremony, "confirm", world.sites[:2])
+    shares = world.answer(third, ceremony.ask("unmask"))
+    assert isinstance(shares, UnmaskAnswer)
+    fewer = {site: share for site, share in shares.self_masks.items() if site != third}
+    with pytest.raises(SecureError, match=f"{third}: expected a share of every neighbour that masked, found others"):
+        ceremony.take(third, shares.model_copy(update={"self_masks": fewer}))
+
+
+def test_shares_for_others_than_the_neighbours_are_refused_and_named(keys: Path, tmp_path: Path) -> None:
+    world = _world(keys, tmp_path, 3)
+    ceremony, third = world.ceremony(), world.sites[2]
+    world.ask(ceremony, "keys", world.sites)
+    given = world.answer(third, ceremony.ask("shares"))
+    assert isinstance(given, SharesAnswer)
+    for parcels in ({}, {**given.parcels, "far": "00"}, {**given.parcels, third: "00"}):
+        with pytest.raises(SecureError, match=f"{third}: expected shares for its 2 neighbours, found others"):
+            ceremony.take(third, given.model_copy(update={"parcels": parcels}))

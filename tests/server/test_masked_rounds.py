@@ -15,6 +15,7 @@ from client.masked_update import MaskedUpdate
 from federation.audit import AUDIT, verify
 from federation.checkpoint import load_checkpoint
 from federation.initial import initial_model
+from federation.masked_log import MaskedRound, masked_rounds
 from federation.messages import ARRAYS, CONFIG, EVALUATE, TRAIN, Instruction, MessageError
 from federation.run_folder import read_history, read_run
 from federation.secure.messages import MASKS, with_masks
@@ -136,6 +137,8 @@ def test_every_round_is_the_mean_of_what_its_sites_wrote(tmp_path: Path, cohorts
     said = [json.loads(line) for line in (tmp_path / "masked" / AUDIT).read_text().splitlines()]
     unmasked = [each for each in said if each["event"] == "unmasked"]
     assert [(each["round"], each["survivors"]) for each in unmasked] == [(number, list(NAMES)) for number in (1, 2, 3)]
+    told = _told(tmp_path / "masked")
+    assert [(each.masked, each.opened, each.attempts) for each in told] == [(NAMES, (), 1)] * 3
     assert not [each for each in said if each["event"] == "compared"]
     left = [json.loads(line) for line in (tmp_path / "masked" / "north" / AUDIT).read_text().splitlines()]
     assert [each["masked"] for each in left if each.get("asked") == TRAIN] == [True] * 3
@@ -173,6 +176,7 @@ def test_a_site_that_is_lost_between_steps_leaves_the_others_sum(
 ) -> None:
     """Lost before its update came, its masks go; lost after, its update is in the sum."""
     ours = masked_federate(tmp_path / "masked", cohorts, masked_settings(*ONE, *QUORUM), **_lose("north", step))
+    assert [each.opened for each in _told(tmp_path / "masked")] == [("north",) if step == "train" else ()]
     is_in = step in ("confirm", "unmask")
     others = [cohort for cohort in cohorts if is_in or cohort.name != "north"]
     alone = small_settings("federation.rounds=1", f"federation.num_sites={len(others)}", "strategy.norm_factor=0")
@@ -251,6 +255,13 @@ def test_a_server_that_comes_back_gets_the_same_sum_under_new_masks(
     after = _attempts(tmp_path / "masked", 2)
     assert len(before) == len(after) == 1
     assert before != after
+    assert _told(tmp_path / "masked")[1].attempts == 2
+
+
+def _told(folder: Path) -> list[MaskedRound]:
+    """What the server's log says of its masked rounds."""
+    said = [json.loads(line) for line in (folder / AUDIT).read_text().splitlines()]
+    return masked_rounds((each["event"], each) for each in said)
 
 
 def _attempts(folder: Path, server_round: int) -> set[str]:

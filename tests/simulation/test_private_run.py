@@ -186,14 +186,21 @@ def test_a_ledger_that_is_gone_stops_the_site(tmp_path: Path, cohorts: list[Path
         ("personal.method=finetune", "personal model's scores"),
         ("federation.minimum_cell=9", "smaller counts tell of single patients"),
         ("federation.check_duplicates=true", "hashes of identifiers"),
-        ("federation.common_batch=true", "sampling_rate says how many"),
+        ("federation.common_batch=true", "guarantee is for Poisson samples.*found federation.common_batch=true"),
+        ("training.accumulated_batches=2", "guarantee is for Poisson samples.*found training.accumulated_batches=2"),
+        ("training.batch_norm=received", "batch norm in training mode.*found training.batch_norm=received"),
         ("patient_privacy.noise_multiplier=0", "patient_privacy.noise_multiplier"),
+        ("patient_privacy.statistics_noise=0", "patient_privacy.statistics_noise: .*greater than 0"),
+        ("patient_privacy.clip=0", "patient_privacy.clip: .*greater than 0"),
+        ("patient_privacy.epsilon=0", "patient_privacy.epsilon: .*greater than 0"),
         ("patient_privacy.sampling_rate=0", "patient_privacy.sampling_rate"),
+        ("strategy.name=scaffold", "because scaffold sends control variates beside the weights"),
         ("patient_privacy.delta=1", "patient_privacy.delta"),
     ],
 )
 def test_settings_that_give_no_guarantee_are_refused(override: str, words: str) -> None:
-    more = {"strategy.name=qfedavg": ("strategy.client_rate=0.1",)}.get(override, ())
+    needed = {"qfedavg": ("strategy.client_rate=0.1",), "scaffold": ("training.optimizer=sgd",)}
+    more = needed.get(override.removeprefix("strategy.name="), ())
     with pytest.raises(SettingsError, match=words):
         _settings(override, *more)
 
