@@ -101,6 +101,7 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
                 run=found,
                 **_board(connection, found, measured=bool(known)),
                 metrics=known,
+                is_private=any(privacy.is_on(found, each) for each in (privacy.PATIENTS, privacy.SITES)),
                 is_masked=privacy.is_on(found, privacy.UPDATES),
                 chosen=chosen,
                 others=others,

@@ -71,6 +71,7 @@ def test_a_run_without_masks_has_its_lengths_and_one_that_hides_nothing_no_such_
     pages = {name: client.get(f"/runs/{number}").text for number, name in ((1, "plain"), (2, "spends"))}
     assert all('id="plot-norms"' in page and "Updates hidden" not in page for page in pages.values())
     assert {name: 'id="hidden"' in page for name, page in pages.items()} == {"plain": False, "spends": True}
+    assert {name: 'id="plot-epsilon"' in page for name, page in pages.items()} == {"plain": False, "spends": True}
 
 
 def test_facts_of_another_form_are_no_numbers(tmp_path: Path, database: Database) -> None:
