@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test pytest lint style imports types clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -20,16 +20,26 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/dipro-fed demo --out demo
 
-lint: $(STAMP)
+lint: types style imports
+
+style: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+imports: $(STAMP)
 	$(BIN)/lint-imports
+
+types: $(STAMP)
 	$(BIN)/basedpyright
 
 # One thread of torch in one process more than there are cores: most tests are too small for more threads, and some wait.
+# The files are taken in the order of tests/conftest.py, not by their number of tests, which says nothing of their time.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
-test: lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+test: lint pytest
+
+pytest: $(STAMP)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build demo

@@ -6,20 +6,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Shaped
-from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
-from dipro_model.batch_norm import make_batch_norms_exact
 from dipro_model.config import BackboneConfig
-from dipro_model.execution import Execution, pooled_features
-
-_STAGES: dict[int, tuple[str, list[int]]] = {
-    10: ("basic", [1, 1, 1, 1]),
-    18: ("basic", [2, 2, 2, 2]),
-    34: ("basic", [3, 4, 6, 3]),
-    50: ("bottleneck", [3, 4, 6, 3]),
-}
-"""Kind of block and number of blocks in each of the four stages (He et al., arXiv 1512.03385), by depth."""
+from dipro_model.execution import Execution
 
 
 class Backbone(nn.Module):
@@ -27,18 +17,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, *, width: int, dropout: float) -> None:
         super().__init__()
-        block, layers = _STAGES[config.depth]
-        self.resnet = ResNet(
-            block,
-            layers,
-            [64, 128, 256, 512],
-            spatial_dims=2,
-            conv1_t_stride=2,
-            shortcut_type="B",
-            bias_downsample=False,
-            feed_forward=False,
-        )
-        make_batch_norms_exact(self.resnet)
+        from dipro_model.resnet import make_resnet
+
+        self.resnet = make_resnet(config)
         self.adapter = nn.Sequential(
             nn.Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
         )
@@ -74,6 +55,8 @@ class Backbone(nn.Module):
         self, crops: Shaped[Tensor, "frame region channel high wide"]
     ) -> Float[Tensor, "frame region feature"]:
         """What the residual network says of each crop, before the adapter."""
+        from dipro_model.resnet import pooled_features
+
         images = _to_images(crops.flatten(0, 1), next(self.adapter.parameters()).dtype)
         return pooled_features(self.resnet, images, self.execution).unflatten(0, crops.shape[:2])
 

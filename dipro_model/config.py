@@ -17,6 +17,9 @@ class BackboneConfig:
     depth: int = 50
     """Number of weighted layers of the residual network: 10, 18, 34 (basic blocks) or 50 (bottlenecks)."""
 
+    channels: int = 64
+    """Channels of the residual network's first stage; the later three have 2, 4 and 8 times as many."""
+
     crop_pixels: int = 224
     """Side of a region crop in pixels, to which a data set resamples; the network itself takes any size."""
 
@@ -27,17 +30,20 @@ class BackboneConfig:
         _require_int("backbone.depth", self.depth, least=1)
         if self.depth not in BACKBONE_DEPTHS:
             raise ValueError(f"backbone.depth: expected one of {BACKBONE_DEPTHS}, got {self.depth}")
+        _require_int("backbone.channels", self.channels, least=1)
         _require_int("backbone.crop_pixels", self.crop_pixels, least=1)
         _require_bool("backbone.freeze", self.freeze)
 
     @property
     def num_features(self) -> int:
-        """Length of the pooled feature vector: 2048 behind bottlenecks, 512 behind basic blocks."""
-        return 2048 if self.depth == 50 else 512
+        """Length of the pooled feature vector; of 64 channels 2048 behind bottlenecks, 512 behind basic blocks."""
+        return (32 if self.depth == 50 else 8) * self.channels
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BackboneConfig":
         """Read back what `to_dict` wrote. Raises ValueError naming an unknown or missing setting."""
+        if isinstance(values, Mapping):
+            values = {"channels": 64, **values}  # files of versions that knew nothing else do not say it
         _require_fields("backbone", cls, values)
         return cls(**values)
 

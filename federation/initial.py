@@ -52,11 +52,12 @@ def start_agreement(settings: RunSettings) -> Agreement:
 
 
 def _load_what_fits(model: DiPro, path: Path) -> None:
-    """Raises CheckpointError for a file that is none, ValueError for a model of another width or depth."""
+    """Raises CheckpointError for a file that is none, ValueError for a model of another width, depth or channels."""
     checkpoint, own = read_checkpoint(path), model.state_dict()
     for name, found, wanted in (
         ("width", checkpoint.config.width, model.config.width),
         ("backbone_depth", checkpoint.config.backbone.depth, model.config.backbone.depth),
+        ("backbone_channels", checkpoint.config.backbone.channels, model.config.backbone.channels),
     ):
         if found != wanted:
             raise ValueError(f"{path}: expected a model with model.{name}={wanted}, found one with {found}")

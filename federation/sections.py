@@ -43,6 +43,8 @@ class ModelSettings(Section):
     """Local fusion has half as many layers."""
     backbone_depth: Literal[10, 18, 34, 50] = 50
     """Depth of the ResNet."""
+    backbone_channels: Annotated[int, Field(ge=1)] = 64
+    """Channels of the ResNet's first stage, 64 as published; the later ones have 2, 4 and 8 times as many."""
     backbone_weights: str = ""
     """Local file with weights for the start, in torchvision's format or a checkpoint of another run; empty: random."""
     start: str = ""

@@ -105,7 +105,10 @@ class RunSettings(Section):
         """The network and objective of this run, with the published values where nothing else is set."""
         model = self.model
         backbone = BackboneConfig(
-            depth=model.backbone_depth, freeze=model.freeze_backbone, crop_pixels=model.crop_pixels
+            depth=model.backbone_depth,
+            channels=model.backbone_channels,
+            freeze=model.freeze_backbone,
+            crop_pixels=model.crop_pixels,
         )
         published = DiProConfig.published(self.task, backbone=backbone)
         sizes = {name: value for name, value in values_set(model).items() if name in SIZES}

@@ -11,7 +11,27 @@ from jaxtyping import install_import_hook
 # Shapes in signatures are checked in tests; the hook sees only modules that are imported after it.
 install_import_hook("dipro_model", "beartype.beartype")
 
+LONGEST = (
+    "deployment/test_kills.py",
+    "simulation/test_resume.py",
+    "server/test_resume.py",
+    "deployment/test_live.py",
+    "server/test_masked_rounds.py",
+    "simulation/test_flower.py",
+    "server/test_run_settings.py",
+    "server/test_site_privacy.py",
+    "server/test_rounds.py",
+    "client/prepare/test_ehr.py",
+    "dipro_model/test_golden.py",
+)
+"""Files that take longest, begun first, so that at the end no worker is left alone with one of them."""
+
 SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from simulation.in_process import InProcessGrid
 
 SMALL = (
     "model.backbone_depth=10",
+    "model.backbone_channels=8",
     "model.crop_pixels=16",
     "model.width=16",
     "training.learning_rate=1e-3",

@@ -17,7 +17,7 @@ from tests.make_cohort import write_cohort
 
 SITES = ("north", "south")
 SMALL = {
-    "model": {"backbone_depth": 10, "crop_pixels": 16, "width": 16},
+    "model": {"backbone_depth": 10, "backbone_channels": 8, "crop_pixels": 16, "width": 16},
     "training": {"learning_rate": 1e-3, "accumulated_batches": 2},
     "federation": {"check_duplicates": False, "minimum_cell": 1, "visits": "one"},
 }

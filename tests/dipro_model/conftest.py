@@ -47,7 +47,7 @@ def small_model(task: Task, *, seed: int = 0, num_fusion_layers: int = 1) -> DiP
     """A narrow network in float64 evaluation mode whose batch norms have statistics other than 0 and 1."""
     torch.manual_seed(seed)
     config = replace(
-        DiProConfig.published(task, backbone=BackboneConfig(depth=10)),
+        DiProConfig.published(task, backbone=BackboneConfig(depth=10, channels=8)),
         width=16,
         num_groups=3,
         num_heads=2,

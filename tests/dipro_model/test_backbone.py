@@ -26,13 +26,13 @@ def norm_names(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]
     yield f"{name}.num_batches_tracked", ()
 
 
-def torchvision_names(depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of torchvision's resnet<depth> without its classifier."""
-    bottleneck, before = depth == 50, 64
-    yield "conv1.weight", (64, 3, 7, 7)
-    yield from norm_names("bn1", 64)
+def torchvision_names(depth: int, first: int = 64) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of torchvision's resnet<depth> without its classifier, with `first` channels in place of 64."""
+    bottleneck, before = depth == 50, first
+    yield "conv1.weight", (first, 3, 7, 7)
+    yield from norm_names("bn1", first)
     for stage, num_blocks in enumerate(BLOCKS[depth], start=1):
-        inner = 64 * 2 ** (stage - 1)
+        inner = first * 2 ** (stage - 1)
         after = 4 * inner if bottleneck else inner
         for block in range(num_blocks):
             name = f"layer{stage}.{block}"
@@ -52,6 +52,16 @@ def test_names_and_shapes_are_torchvisions(depth: int) -> None:
     with torch.device("meta"):
         network = Backbone(BackboneConfig(depth=depth), width=8, dropout=0.0)
     assert shapes_of(network.resnet) == dict(torchvision_names(depth))
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(10, 8), (50, 6)])
+def test_fewer_channels_make_every_stage_narrower(depth: int, channels: int) -> None:
+    config = BackboneConfig(depth=depth, channels=channels)
+    network = Backbone(config, width=8, dropout=0.0).eval()
+    assert shapes_of(network.resnet) == dict(torchvision_names(depth, channels))
+    with torch.no_grad():
+        found = network.features(torch.zeros(2, 3, 1, 32, 32, dtype=torch.uint8))
+    assert found.shape == (2, 3, config.num_features)
 
 
 def slow_resnet(weights: dict[str, Tensor], depth: int, images: Tensor) -> Tensor:

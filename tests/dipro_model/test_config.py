@@ -24,16 +24,24 @@ def test_published_settings(task: str) -> None:
     found = (config.num_outputs, config.num_classes, config.width, config.num_transformer_layers)
     assert (*found, loss.task, loss.temporal, loss.orthogonal, loss.static, loss.dynamic) == PUBLISHED[task]
     assert (config.dropout, config.num_groups, config.num_heads, config.num_fusion_layers) == (0.1, 8, 8, 1)
-    assert config.backbone == BackboneConfig(depth=50, crop_pixels=224, freeze=False)
+    assert config.backbone == BackboneConfig(depth=50, channels=64, crop_pixels=224, freeze=False)
     assert config.task is Task(task)
 
 
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_plain_values_survive_json(task: str) -> None:
     config = replace(
-        DiProConfig.published(task), width=64, backbone=BackboneConfig(depth=18, crop_pixels=96, freeze=True)
+        DiProConfig.published(task),
+        width=64,
+        backbone=BackboneConfig(depth=18, channels=16, crop_pixels=96, freeze=True),
     )
     assert DiProConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_values_of_versions_that_had_one_number_of_channels_are_read() -> None:
+    values = DiProConfig.published("mortality").to_dict()
+    del values["backbone"]["channels"]
+    assert DiProConfig.from_dict(values).backbone.channels == 64
 
 
 @pytest.mark.parametrize(("layers", "local"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2)])
@@ -70,6 +78,7 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("loss.temporl", 1.0, r"loss settings: unknown \['temporl'\]"),
         ("loss", 3, "loss settings: expected a dictionary"),
         ("backbone.depth", 101, "backbone.depth: expected one of"),
+        ("backbone.channels", 0, "backbone.channels: expected a whole number of at least 1"),
         ("backbone.crop_pixels", 0, "backbone.crop_pixels"),
         ("backbone.freeze", 1, "backbone.freeze: expected true or false"),
         ("learning_rate", 0.1, r"model settings: unknown \['learning_rate'\]"),

@@ -93,10 +93,12 @@ def test_a_run_of_another_task_gives_all_that_fits(tmp_path: Path, caplog: pytes
     assert f"{len(own)} as drawn" in caplog.text
 
 
-def test_a_start_of_another_width_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "wide.pt"
-    _checkpoint(path, "model.width=32")
-    with pytest.raises(ValueError, match=r"wide\.pt: expected a model with model.width=16, found one with 32"):
+@pytest.mark.parametrize(("setting", "own", "other"), [("width", 16, 32), ("backbone_channels", 8, 4)])
+def test_a_start_of_another_size_is_refused(tmp_path: Path, setting: str, own: int, other: int) -> None:
+    path = tmp_path / "other.pt"
+    _checkpoint(path, f"model.{setting}={other}")
+    words = rf"other\.pt: expected a model with model.{setting}={own}, found one with {other}"
+    with pytest.raises(ValueError, match=words):
         initial_model(small_settings(f"model.start={path}"))
 
 

@@ -27,6 +27,8 @@ from tests.make_cohort import write_cohort
 from tests.masked_run import masked_federate, masked_settings
 from tests.small_run import federate, small_settings
 
+pytestmark = pytest.mark.usefixtures("nobody_waits")
+
 NAMES = ("east", "north", "south", "west")
 ONE = ("federation.rounds=1", "federation.num_sites=4")
 QUORUM = ("federation.quorum=3", "federation.round_seconds=60")

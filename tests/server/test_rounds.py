@@ -28,12 +28,10 @@ from tests.make_cohort import write_cohort
 from tests.small_run import federate, last_weights, small_settings
 
 
-@pytest.fixture
-def cohorts(tmp_path: Path) -> list[Path]:
-    return [
-        write_cohort(tmp_path / "north", num_patients=16),
-        write_cohort(tmp_path / "south", num_patients=16, seed=1),
-    ]
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("cohorts")
+    return [write_cohort(folder / name, num_patients=16, seed=seed) for seed, name in enumerate(("north", "south"))]
 
 
 SETTINGS = small_settings("federation.rounds=1")
@@ -97,6 +95,7 @@ def test_a_reply_that_cannot_be_averaged_ends_the_run(tmp_path: Path, cohorts: l
     assert "south" in record.more["error"] or "array" in record.more["error"]
 
 
+@pytest.mark.usefixtures("nobody_waits")
 @pytest.mark.parametrize(
     ("tampering", "reason"),
     [
@@ -113,7 +112,7 @@ def test_a_round_with_its_quorum_goes_on_without_a_site(tmp_path: Path, cohorts:
         is_south = content is not None and content.config_records["config"]["site"] == "south"
         return tampering(reply) if is_south and reply.metadata.message_type == TRAIN else reply
 
-    settings = small_settings("federation.rounds=1", "federation.quorum=1", "federation.round_seconds=8")
+    settings = small_settings("federation.rounds=1", "federation.quorum=1", "federation.round_seconds=60")
     federate(tmp_path / "run", cohorts, settings, tamper=tamper)
     record = read_run(tmp_path / "run")
     (refused,) = record.more["refused"]
@@ -143,6 +142,7 @@ def _empty(reply: Message) -> None:
     reply.content = RecordDict()
 
 
+@pytest.mark.usefixtures("nobody_waits")
 def test_a_quorum_that_never_comes_ends_the_run_with_the_last_round_kept(tmp_path: Path, cohorts: list[Path]) -> None:
     rounds = {"north": 0, "south": 0}
 
@@ -151,7 +151,7 @@ def test_a_quorum_that_never_comes_ends_the_run_with_the_last_round_kept(tmp_pat
         rounds[site] += reply.metadata.message_type == TRAIN
         return None if site == "south" and rounds[site] > 1 else reply
 
-    settings = small_settings("federation.rounds=3", "federation.quorum=2", "federation.round_seconds=10")
+    settings = small_settings("federation.rounds=3", "federation.quorum=2", "federation.round_seconds=60")
     words = "round 2, train: expected replies of 2 sites or more, 1 came: south did not answer in time"
     with pytest.raises(MessageError, match=words):
         federate(tmp_path / "run", cohorts, settings, tamper=tamper)

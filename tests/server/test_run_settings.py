@@ -396,13 +396,14 @@ def test_weights_are_tensors_of_the_checkpoint(tmp_path: Path, cohorts: list[Pat
     assert float(momentum.abs().max()) > 0
 
 
+@pytest.mark.usefixtures("nobody_waits")
 def test_the_audit_log_says_who_did_not_score(tmp_path: Path, cohorts: list[Path]) -> None:
     def lost_once(reply: Message) -> Message | None:
         is_south = reply.content.config_records["config"]["site"] == "south"
         counts = any(name.startswith("counts/") for name in reply.content)  # not of the last, which needs all sites
         return None if is_south and counts and reply.metadata.message_type == EVALUATE else reply
 
-    settings = small_settings("federation.rounds=1", "federation.quorum=1", "federation.round_seconds=8")
+    settings = small_settings("federation.rounds=1", "federation.quorum=1", "federation.round_seconds=60")
     federate(tmp_path / "run", cohorts, settings, tamper=lost_once)
     said = [json.loads(line) for line in (tmp_path / "run" / "audit.jsonl").read_text().splitlines()]
     found = [(each["round"], each["site"], each["reason"]) for each in said if each["event"] == "not scored"]
