@@ -1,7 +1,7 @@
 """What a training step of the published model costs on a CPU, and what each measure against that cost gives.
 
     python benchmarks/training_step.py [--cohort COHORT] [--repeats 3] [--threads 2] [--memory-only | --time-only]
-        [--without bf16] [--sums-only]
+        [--without bf16] [--sums-only] [--batch "4 + 2 frames"]
 
 The plain form computes in float32 with weights in torch's own memory order, sends padded frames through the image
 network, updates with AdamW one tensor at a time and reads the label table from disk in every step, as the published
@@ -50,6 +50,7 @@ CHECKPOINTS = "checkpoints"
 """Not a measure against time: activations are computed again instead of kept."""
 PADDED, FULL, LONG = (4, 2), (4, 4), (14,)
 """Frames of the stays of a batch."""
+TIMED = {"4 + 2 frames": PADDED, "4 + 4 frames": FULL}
 TABLE_ROWS = 5000
 
 
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--time-only", action="store_true")
     parser.add_argument("--memory-only", action="store_true")
     parser.add_argument("--without", choices=MEASURES, action="append", default=[], help="a measure to leave out")
+    parser.add_argument("--batch", choices=TIMED, action="append", help="a batch to time, both unless given")
     parser.add_argument("--sums-only", action="store_true", help="the measures together, not one by one")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_step.json")
     arguments = parser.parse_args()
@@ -237,7 +239,9 @@ def main() -> None:
             return {case: least(runs) for case, runs in interleaved(list(cases), repeats, run).items()}
 
         if not arguments.memory_only:
-            for name, frames in (("4 + 2 frames", PADDED), ("4 + 4 frames", FULL)):
+            for name, frames in TIMED.items():
+                if name not in (arguments.batch or TIMED):
+                    continue
                 cases = forms(frames, arguments.without, sums_only=arguments.sums_only)
                 results[name] = measured(cases, arguments.repeats)
                 show_times(name, results[name])
