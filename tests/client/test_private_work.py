@@ -55,6 +55,7 @@ def test_an_empty_sample_makes_a_step_of_noise_with_the_stated_variance(site: Si
         "patient_privacy.clip=0.2",
         "patient_privacy.sampling_rate=1e-9",
         "patient_privacy.epsilon=1e3",
+        "model.backbone_channels=64",  # many draws
     )
     moved, _ = _work(site, settings)
     noise = moved[moved != 0].astype(np.float64)

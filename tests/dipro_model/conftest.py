@@ -43,11 +43,11 @@ def random_stay(
     )
 
 
-def small_model(task: Task, *, seed: int = 0, num_fusion_layers: int = 1) -> DiPro:
+def small_model(task: Task, *, seed: int = 0, num_fusion_layers: int = 1, channels: int = 8) -> DiPro:
     """A narrow network in float64 evaluation mode whose batch norms have statistics other than 0 and 1."""
     torch.manual_seed(seed)
     config = replace(
-        DiProConfig.published(task, backbone=BackboneConfig(depth=10, channels=8)),
+        DiProConfig.published(task, backbone=BackboneConfig(depth=10, channels=channels)),
         width=16,
         num_groups=3,
         num_heads=2,

@@ -65,7 +65,7 @@ def test_activations_are_indeed_computed_again(make_model, batch: Batch) -> None
 
 
 def test_half_precision_is_close_and_stays_in_the_image_network(make_model, batch: Batch) -> None:
-    model = make_model(Task.MORTALITY).float()
+    model = make_model(Task.MORTALITY, channels=64).float()
     exact, exact_loss = step(model, batch, Execution())
     with _Convolutions() as seen:
         half, half_loss = step(model, batch, Execution(precision="bf16"))

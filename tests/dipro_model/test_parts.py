@@ -128,7 +128,7 @@ def test_features_stand_for_crops(make_model, make_stay) -> None:
     batch = collate([make_stay(frames=frames, steps=steps) for frames, steps in SIZES])
     with torch.no_grad():
         features = model.backbone.features(batch.regions.flatten(0, 1)).unflatten(0, batch.regions.shape[:2])
-    assert features.shape == (3, 4, len(REGIONS), 512)
+    assert features.shape == (3, 4, len(REGIONS), model.config.backbone.num_features)
     given = run(model, replace(batch, regions=features)).logits
     torch.testing.assert_close(given, run(model, batch).logits, rtol=0, atol=1e-12)
 

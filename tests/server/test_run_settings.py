@@ -159,12 +159,13 @@ def test_a_run_stops_where_nothing_is_gained_and_keeps_the_last_models(tmp_path:
 
 @pytest.mark.parametrize("frozen", ["true", "false"])
 def test_without_what_is_frozen_the_same_model_travels_for_fewer_bytes(tmp_path: Path, cohorts, frozen: str) -> None:
-    backbone = f"model.freeze_backbone={frozen}"
-    _run(tmp_path / "whole", cohorts, backbone)
-    _run(tmp_path / "trained", cohorts, backbone, "communication.codec=trained")
+    # A model that is large beside whatever else is said.
+    backbone = (f"model.freeze_backbone={frozen}", "model.backbone_channels=64")
+    _run(tmp_path / "whole", cohorts, *backbone)
+    _run(tmp_path / "trained", cohorts, *backbone, "communication.codec=trained")
     np.testing.assert_array_equal(_last(tmp_path / "trained"), _last(tmp_path / "whole"))
     whole, trained = (read_run(tmp_path / name).more["traffic"] for name in ("whole", "trained"))
-    entries = model_entries(initial_model(small_settings(backbone)))
+    entries = model_entries(initial_model(small_settings(*backbone)))
     # Two sites answer two rounds of training; the rest of what they say is a few thousand bytes.
     saved = 4 * 4 * (entries.trained.total - entries.trained.size)
     assert whole["from_sites_bytes"] - trained["from_sites_bytes"] == pytest.approx(saved, abs=1000)
@@ -180,8 +181,9 @@ def test_without_what_is_frozen_the_same_model_travels_for_fewer_bytes(tmp_path:
 @pytest.mark.parametrize(("codec", "bound"), [("bf16", 0.004), ("int8", 0.02), ("topk", 0.9)])
 def test_a_codecs_model_stays_near_the_exact_one(tmp_path: Path, cohorts: list[Path], codec: str, bound: float) -> None:
     # One round: the next would begin elsewhere, and training magnifies any difference.
-    settings = _run(tmp_path / "exact", cohorts, "federation.rounds=1")
-    _run(tmp_path / codec, cohorts, "federation.rounds=1", f"communication.codec={codec}")
+    quick = ("federation.rounds=1", "model.backbone_channels=64")
+    settings = _run(tmp_path / "exact", cohorts, *quick)
+    _run(tmp_path / codec, cohorts, *quick, f"communication.codec={codec}")
     start, exact = flatten_weights(initial_model(settings)), _last(tmp_path / "exact")
     moved, off = np.linalg.norm(exact - start), np.linalg.norm(_last(tmp_path / codec) - exact)
     assert 0 < off < bound * moved

@@ -1,5 +1,6 @@
 """The reduced sweep: killed in the middle, gone on with, changed; and its table against other arithmetic."""
 
+import contextlib
 import json
 import os
 import signal
@@ -64,18 +65,22 @@ def swept(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sweeps") / "out"
     command = [sys.executable, "-m", "dipro_fed", *words(out, cohort)]
     environment = os.environ | {"PYTHONPATH": str(REDUCED.parents[2])}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, process_group=0, **silent)
     try:
         deadline = time.monotonic() + 120
         while "finished" not in (found := states(out)).values() or "running" not in found.values():
             assert process.poll() is None, "the sweep ended before it was killed"
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGSTOP)  # it must not end before it is killed
         beside = invoke(words(out, cohort))
         assert beside.exit_code != 0
         assert "another process is training into this folder" in str(beside.exception)
     finally:
         process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)  # its workers see that it is gone
         process.wait()
     kept = finished(out)
     assert 0 < len(kept) < CELLS
