@@ -210,7 +210,7 @@ def make_sinks(tensorboard: Path | None, mlflow: str | None) -> list[Sink]:
 def safe(name: str) -> str:
     """A name of plain letters, for a folder or a key; names that differ stay different."""
     kept = re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:80]
-    is_same = kept == name and name.strip(". ") != "" and name == name.strip()
+    is_same = kept == name != "" and name == name.strip(". ")
     return kept if is_same else f"{kept.strip(' .') or '_'}-{_short(name)}"
 
 

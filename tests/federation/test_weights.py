@@ -1,5 +1,6 @@
 """Flat weights and the digests that guard them."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_layouts_differ_where_the_networks_do(model: DiPro) -> None:
     assert len(code_digest()) == 64
 
 
-def test_a_run_can_start_from_torchvision_weights(tmp_path: Path, caplog) -> None:
+def test_a_run_can_start_from_torchvision_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)  # some library may have made the process quieter
     source = initial_model(small_settings("seed=5"))
     assert "random weights" in caplog.text
     path = tmp_path / "resnet10.pth"
