@@ -1,6 +1,5 @@
 """Flat weights and the digests that guard them."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from dipro_model import DiPro, load_torchvision_weights
+from federation import initial
 from federation.code_digest import code_digest
 from federation.initial import initial_model
 from federation.seeds import derive_seed
@@ -79,15 +79,15 @@ def test_layouts_differ_where_the_networks_do(model: DiPro) -> None:
     assert len(code_digest()) == 64
 
 
-def test_a_run_can_start_from_torchvision_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)  # some library may have made the process quieter
+def test_a_run_can_start_from_torchvision_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(initial.logger, "warning", lambda words, *_: warnings.append(words))
     source = initial_model(small_settings("seed=5"))
-    assert "random weights" in caplog.text
+    assert "random weights" in warnings.pop()
     path = tmp_path / "resnet10.pth"
     torch.save(source.backbone.resnet.state_dict(), path)
-    caplog.clear()
     started = initial_model(small_settings(f"model.backbone_weights={path}"))
-    assert "random weights" not in caplog.text
+    assert not warnings
     for name, value in started.backbone.resnet.state_dict().items():
         assert torch.equal(value, source.backbone.resnet.state_dict()[name])
     with pytest.raises(ValueError, match="resnet10"):
