@@ -24,7 +24,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from measure import RESULTS, conditions, show, write_results
-from site_training import Train, defences, one_thread, samples_of, site_training
+from site_training import Train, defences, one_thread, quiet, samples_of, site_training
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "inversion.json")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/inversion.png"))
     arguments = parser.parse_args()
+    quiet()
     one_thread()
     results: dict[str, Any] = {"conditions": conditions(1), "region": REGION, "steps": arguments.steps}
     rows, shown = [], {}

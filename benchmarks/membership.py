@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import RESULTS, conditions, show, write_results
-from site_training import Train, defences, one_thread, samples_of, site_training
+from site_training import Train, defences, one_thread, quiet, samples_of, site_training
 from sklearn.metrics import roc_auc_score
 from synthetic_cohort import write_cohort
 
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--epsilons", type=float, nargs="*", default=[8, 3, 1])
     parser.add_argument("--out", type=Path, default=RESULTS / "membership.json")
     arguments = parser.parse_args()
+    quiet()
     one_thread()
     # Every patient is in half of the models, but for one where their number is odd.
     order = np.random.default_rng(0).random((arguments.models, arguments.patients)).argsort(axis=0)

@@ -36,11 +36,15 @@ def site_training(settings: RunSettings) -> Train:
     return train
 
 
+def quiet() -> None:
+    """Let a script not be told for every model that its ResNet is random."""
+    logging.getLogger("federation.initial").setLevel(logging.ERROR)
+
+
 def defences(
     plain: Sequence[str], private: Sequence[str], epsilons: Sequence[float]
 ) -> dict[float | None, RunSettings]:
     """Settings by epsilon, None without privacy; `private` are those that privacy needs or does best with."""
-    logging.getLogger("federation.initial").setLevel(logging.ERROR)
     found: dict[float | None, RunSettings] = {None: load_settings(overrides=list(plain))}
     for epsilon in epsilons:
         given = ["patient_privacy.enabled=true", f"patient_privacy.epsilon={float(epsilon)}", *private]

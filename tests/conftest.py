@@ -1,6 +1,5 @@
 """Fixtures that several test folders share."""
 
-import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -33,15 +32,6 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
-
-
-@pytest.fixture(autouse=True)
-def _loggers_stay_enabled() -> Iterator[None]:
-    """`logging.config.fileConfig`, which Flower calls for its database, disables every logger that there is."""
-    yield
-    for each in logging.root.manager.loggerDict.values():
-        if isinstance(each, logging.Logger):
-            each.disabled = False
 
 
 @pytest.fixture(scope="session")
