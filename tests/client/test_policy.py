@@ -5,8 +5,9 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
 
-from client.app import app
+from client.app import _bound_gpu, app
 from client.policy import PolicyError, SitePolicy, load_policy
 from federation.messages import MessageError
 from federation.run_folder import read_run
@@ -131,3 +132,14 @@ def test_the_server_leads_no_site_to_another_folder(tmp_path: Path) -> None:
     elsewhere.write_text(json.dumps([other, other]))
     record = read_run(_run(tmp_path, "minimum_cell: 1\n", sites=str(elsewhere)))
     assert record.sites == ("north", "south")
+
+
+def test_a_share_of_the_gpu_bounds_what_torch_takes_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[tuple[float, str]] = []
+    bound = "torch.cuda.set_per_process_memory_fraction"
+    monkeypatch.setattr(bound, lambda share, device: bounds.append((share, str(device))))
+    _bound_gpu(SitePolicy(gpu_share=0.25), torch.device("cpu"))
+    _bound_gpu(SitePolicy(), torch.device("cuda:1"))
+    assert not bounds
+    _bound_gpu(SitePolicy(gpu_share=0.25), torch.device("cuda:1"))
+    assert bounds == [(0.25, "cuda:1")]

@@ -19,7 +19,6 @@ from federation.trained import Trained, load_trained
 from simulation.components import save_start, with_components
 from simulation.evaluate import predict
 from simulation.train import train
-from tests.make_cohort import write_cohort
 from tests.small_run import federate, small_settings
 
 NUM_COMPONENTS = 3
@@ -41,15 +40,6 @@ PRIVATE = (
     "federation.minimum_cell=10",
     "patient_privacy.sampling_rate=1.0",
 )
-
-
-@pytest.fixture(scope="module")
-def specs(tmp_path_factory: pytest.TempPathFactory) -> list[SiteSpec]:
-    folder = tmp_path_factory.mktemp("cohorts")
-    return [
-        SiteSpec(name=name, cohort=write_cohort(folder / name, num_patients=16, seed=seed, first_subject=first))
-        for name, seed, first in (("north", 1, 100), ("south", 2, 500))
-    ]
 
 
 @pytest.fixture(scope="module")

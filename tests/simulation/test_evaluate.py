@@ -27,15 +27,6 @@ from tests.small_run import small_settings
 
 
 @pytest.fixture(scope="module")
-def specs(tmp_path_factory: pytest.TempPathFactory) -> list[SiteSpec]:
-    folder = tmp_path_factory.mktemp("cohorts")
-    return [
-        SiteSpec(name=name, cohort=write_cohort(folder / name, num_patients=16, seed=seed, first_subject=first))
-        for name, seed, first in (("north", 1, 100), ("south", 2, 500))
-    ]
-
-
-@pytest.fixture(scope="module")
 def run(specs: list[SiteSpec], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     train(specs, small_settings("training.epochs=2", "training.class_weights=none"), folder)
