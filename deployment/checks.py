@@ -33,6 +33,8 @@ from federation.secure.identity import Identity, check_signature
 
 _NEEDED = ("torch", "flwr", "monai", "numpy", "pandas", "pyarrow", "cryptography", "supervisor")
 _GB = 1e9
+_STATEMENT = b"the doctor looks"
+_NEW_KEY = "copy key and certificate from one kit, or ask the coordinator for new ones (dipro-fed provision --renew)"
 _MEMORY_GB, _GPU_GB, _DISK_GB, _LOW_DISK_GB = 6, 8, 1, 10
 """What a site of the published model needs (docs/benchmarks.md), and how much disk is little."""
 _BEHIND_SECONDS, _AHEAD_SECONDS = 300, 4
@@ -159,10 +161,6 @@ def check_secure(folder: Path) -> Iterator[Check]:
         yield failed("masks", error, "until then this site takes part in no run with secure aggregation; " + _NEW_KEY)
     else:
         yield passed("masks", f"signs as {facts.site} with client.key, which {facts.project} vouches for")
-
-
-_STATEMENT = b"the doctor looks"
-_NEW_KEY = "copy key and certificate from one kit, or ask the coordinator for new ones (dipro-fed provision --renew)"
 
 
 def check_audit(state: Path) -> Iterator[Check]:

@@ -25,6 +25,8 @@ STATUSES = ("running", "finished", "failed")
 STEP_UNITS = ("epoch", "round")
 POOLED = "pooled"
 """The `site` of a measurement over the patients of all sites; no site may have this name."""
+PATIENTS, SITES, UPDATES = "patient_privacy", "site_privacy", "secure_aggregation"
+"""Sections of a run's settings that hide something, by what they hide: single patients, whole sites, single updates."""
 
 
 class RunError(ValueError):

@@ -15,6 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from federation.run_folder import PATIENTS, SITES, UPDATES
 from monitor import curves, models, privacy, views
 from monitor.access import guard
 from monitor.alarm_views import run_alarms
@@ -101,8 +102,8 @@ def make_page(database: Database, password: str | None = None) -> FastAPI:
                 run=found,
                 **_board(connection, found, measured=bool(known)),
                 metrics=known,
-                is_private=any(privacy.is_on(found, each) for each in (privacy.PATIENTS, privacy.SITES)),
-                is_masked=privacy.is_on(found, privacy.UPDATES),
+                is_private=any(privacy.is_on(found, each) for each in (PATIENTS, SITES)),
+                is_masked=privacy.is_on(found, UPDATES),
                 chosen=chosen,
                 others=others,
                 wanted=wanted,

@@ -8,11 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from federation.masked_log import MASKING, UNMASKED, MaskedRound, masked_rounds
+from federation.run_folder import PATIENTS, SITES, UPDATES
 from monitor.rows import is_number
 from monitor.tables import events
 
-PATIENTS, SITES, UPDATES = "patient_privacy", "site_privacy", "secure_aggregation"
-"""Sections of a run's settings."""
 WHOLE_SITE = "any whole site"
 """Name of the line of site-level privacy, which is the same for every site, beside those of the sites' patients."""
 _SHOWN_ROUNDS = 8

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from federation.run_folder import POOLED
+from federation.run_folder import PATIENTS, POOLED, SITES, UPDATES
 from simulation.comparison.differences import Difference
 from simulation.comparison.draws import Estimate
-from simulation.comparison.privacy import PATIENTS, SITES, UPDATES, Hidden
+from simulation.comparison.privacy import Hidden
 from simulation.comparison.study import Study
 from simulation.tables import write_csv
 

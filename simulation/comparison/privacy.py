@@ -13,11 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from federation.audit import AUDIT
 from federation.masked_log import MASKING, UNMASKED, MaskedRound, masked_rounds
-from federation.run_folder import RUN, RunError
+from federation.run_folder import RUN, SITES, UPDATES, RunError
 from simulation.runs import Run
-
-PATIENTS, SITES, UPDATES = "patient_privacy", "site_privacy", "secure_aggregation"
-"""Sections of a run's settings, and kinds of rows in privacy.csv."""
 
 
 class _Fact(BaseModel):
