@@ -6,7 +6,7 @@
 The plain form computes in float32 with weights in torch's own memory order, sends padded frames through the image
 network, updates with AdamW one tensor at a time and reads the label table from disk in every step, as the published
 code does. Each measure is taken alone and on top of the ones before it. A step is forward, objective, backward and
-update, the second in a process of its own; forms take turns, and the least of several repeats counts, because other
+update, the third in a process of its own; forms take turns, and the least of several repeats counts, because other
 work on the machine can only add. CPU-seconds are those of the whole process, all threads together.
 
 Padded frames go through the network in a call of their own: the same work as in one call, but batch statistics, and
@@ -35,6 +35,7 @@ from client.records import shrink
 from client.training import make_optimizer
 from dipro_model import Batch, ClassWeights, DiPro, Execution, objective
 from dipro_model.vocabulary import DISEASES, REGIONS
+from federation.memory import keep_freed_memory
 from federation.settings import RunSettings, load_settings
 
 COMPILED = "compiled"
@@ -44,6 +45,7 @@ MEASURES = {
     "bf16": "the image network under bfloat16 autocast",
     "fused AdamW": "all tensors updated in one pass",
     "labels once": "the label table stays in memory",
+    "memory kept": "what one tensor frees serves the next, where the system would zero its pages again",
     COMPILED: "the image network through torch.compile, whose first step takes a minute more",
 }
 CHECKPOINTS = "checkpoints"
@@ -70,6 +72,8 @@ def forms(frames: tuple[int, ...], without: Collection[str] = (), *, sums_only: 
     names = tuple(name for name in MEASURES if name not in without and (name != "real frames" or len(set(frames)) > 1))
     if sums_only:
         sums = {"all but compiled": tuple(name for name in names if name != COMPILED), "all": names}
+        if COMPILED in without:
+            del sums["all but compiled"]
         return {name: Form(measures=measures, frames=frames) for name, measures in {"plain": (), **sums}.items()}
     alone = {f"{name} alone": Form(measures=(name,), frames=frames) for name in names}
     added = {f"+ {name}": Form(measures=names[: place + 1], frames=frames) for place, name in enumerate(names) if place}
@@ -101,7 +105,7 @@ def show_times(batch: str, runs: dict[str, dict[str, Any]]) -> None:
 
     show(
         f"A step of two stays, {batch}: CPU-seconds, wall seconds, gigabytes",
-        ["form", "CPU", "times less", *sections, "wall", "peak", "loss differs by", "after an update"],
+        ["form", "CPU", "times less", *sections, "wall", "peak", "loss differs by", "after an update", "after two"],
         [row(form, run) for form, run in runs.items()],
     )
 
@@ -116,9 +120,9 @@ def memory_forms() -> dict[str, Form]:
     float32 = tuple(name for name in everything if name != "bf16")
     ways = {
         "fp32": float32,
-        "fp32, checkpoints": (*float32, CHECKPOINTS),
+        "fp32, checkpoints": _saving(float32),
         "bf16": everything,
-        "bf16, checkpoints": (*everything, CHECKPOINTS),
+        "bf16, checkpoints": _saving(everything),
     }
     batches = {"4 + 2 frames": PADDED, "4 + 4 frames": FULL, "14 frames": LONG}
     return {
@@ -128,8 +132,18 @@ def memory_forms() -> dict[str, Form]:
     }
 
 
+def _saving(measures: tuple[str, ...]) -> tuple[str, ...]:
+    """With activations computed again, and without keeping memory, as `client.training.place` does it."""
+    return (*(name for name in measures if name != "memory kept"), CHECKPOINTS)
+
+
 def step_costs(form: Form, pixels: int, table: Path, cohort: Path | None) -> dict[str, Any]:
-    """CPU-seconds of the second of two steps by section, its wall seconds, and the losses of both."""
+    """CPU-seconds of the third step by section, its wall seconds, and the losses of all three.
+
+    The first claims memory, the optimizer's too; the second may claim more, around what the first left.
+    """
+    if "memory kept" in form.measures:
+        keep_freed_memory()
     settings = load_settings(overrides=[f"model.crop_pixels={pixels}"])
     torch.manual_seed(settings.seed)
     model = DiPro(settings.config()).train()
@@ -143,7 +157,7 @@ def step_costs(form: Form, pixels: int, table: Path, cohort: Path | None) -> dic
     if cohort is not None:
         batch = _with_crops(batch, np.load(cohort / REGION_FILE, mmap_mode="r"), pixels)
     losses, cost = [], {}
-    for step in range(2):
+    for step in range(3):
         cost = {}
         start = time.perf_counter()
         torch.manual_seed(step)

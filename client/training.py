@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from client.dataset import SampleSet
 from dipro_model import Batch, ClassWeights, DiPro, class_weights_from_counts, collate, objective
 from dipro_model.vocabulary import Task
-from federation.memory import tensor_memory
+from federation.memory import keep_freed_memory, tensor_memory
 from federation.seeds import derive_seed
 from federation.settings import RunSettings
 
@@ -215,7 +215,8 @@ def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: Cl
 def place(model: DiPro, device: torch.device, settings: RunSettings) -> DiPro:
     """The model on a device, its image network computed as the settings say, in the memory order fastest there.
 
-    Raises TrainingError for crops so small that torch's bfloat16 convolutions on a CPU give wrong gradients.
+    On a CPU the process keeps from then on what it frees, unless the settings ask for little memory. Raises
+    TrainingError for crops so small that torch's bfloat16 convolutions on a CPU give wrong gradients.
     """
     pixels = settings.model.crop_pixels
     if device.type == "cpu" and settings.training.precision == "bf16" and pixels < _LEAST_BF16_PIXELS:
@@ -224,6 +225,9 @@ def place(model: DiPro, device: torch.device, settings: RunSettings) -> DiPro:
             f"{pixels}; use larger crops, or training.precision=fp32"
         )
     model.backbone.execute(settings.training.execution())
+    saves = settings.training.checkpoint_activations and not settings.model.freeze_backbone
+    if device.type == "cpu" and not saves:
+        keep_freed_memory()
     if not all(_lies(each, device) for each in model.parameters()):
         # Documented, but torch's annotations lack this form.
         model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -65,8 +65,8 @@ def keep_freed_memory() -> None:
 
     Given back to the system, an array of a hundred megabytes is zeroed page by page when the next one comes, and huge
     pages are first looked for where memory is full of files: most of the time of a strategy's arithmetic, a fifth of
-    that of training on cached features. For a process that makes arrays of the same size again and again; what is kept
-    is about what it used at once, with gaps, which is why a ResNet that is trained goes without.
+    that of training. For a process that makes arrays of the same size again and again; what is kept is about what it
+    used at once, with gaps, a fifth more where batches differ in size (docs/benchmarks.md).
     """
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)

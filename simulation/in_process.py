@@ -19,7 +19,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
 from client.records import SiteSpec
-from federation.memory import keep_freed_memory
 from federation.run_folder import RUN, RunRecord, read_run, write_run
 from federation.settings import RunFiles, RunSettings, to_run_config
 from server.app import coordinate
@@ -52,8 +51,6 @@ def simulate_in_process(
     sites sends what it must not, and run.json says so, under `attack`. Raises MessageError where the run failed.
     """
     settings, folder = for_sites(settings, specs), folder.resolve()
-    if settings.model.freeze_backbone:
-        keep_freed_memory()
     impostors = {} if attack is None else _impostors(specs, attack, settings, folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_sites(specs, folder)

@@ -25,7 +25,6 @@ from dipro_model.vocabulary import SPLITS, Task
 from federation.agreement import Agreement, agree
 from federation.checkpoint import Checkpoint
 from federation.initial import initial_model
-from federation.memory import keep_freed_memory
 from federation.results import SplitResult
 from federation.resume import EarlierRun, find_earlier
 from federation.run_folder import POOLED, RunError, RunRecord
@@ -72,8 +71,6 @@ def train(
             "patient_privacy.enabled: expected false for training on all patients in one place, found true; a "
             "simulation of one site trains privately"
         )
-    if settings.model.freeze_backbone:
-        keep_freed_memory()
     where = choose_device(device)
     asked = new_record(
         settings,

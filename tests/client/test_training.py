@@ -243,6 +243,28 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         choose_device("abacus")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "keeps"),
+    [
+        ([], True),
+        (["training.checkpoint_activations=true"], False),
+        # Nothing of the network is computed again where it stays as it is.
+        (["training.checkpoint_activations=true", "model.freeze_backbone=true"], True),
+    ],
+)
+def test_a_process_keeps_what_it_frees_unless_memory_is_to_be_saved(overrides, keeps, monkeypatch) -> None:
+    """What keeping does is tested where it is written; it would last for the other tests of this process too."""
+    told: list[bool] = []
+    monkeypatch.setattr("client.training.keep_freed_memory", lambda: told.append(True))
+    settings = small_settings(*overrides)
+    model = initial_model(settings)
+    place(model, torch.device("cpu"), settings)
+    assert bool(told) == keeps
+    told.clear()
+    place(model, torch.device("meta"), settings)
+    assert not told, "only a CPU's memory is the C library's"
+
+
 def test_bfloat16_on_a_cpu_wants_crops_that_torch_computes_rightly() -> None:
     def placed(*overrides: str) -> DiPro:
         settings = small_settings("training.precision=bf16", *overrides)
