@@ -46,7 +46,7 @@ MEASURES = {
     "fused AdamW": "all tensors updated in one pass",
     "labels once": "the label table stays in memory",
     "memory kept": "what one tensor frees serves the next, where the system would zero its pages again",
-    COMPILED: "the image network through torch.compile, whose first step takes a minute more",
+    COMPILED: "the image network through torch.compile, whose first step takes two minutes more",
 }
 CHECKPOINTS = "checkpoints"
 """Not a measure against time: activations are computed again instead of kept."""

@@ -1,5 +1,9 @@
 """Batch norm of channels-last images on a CPU, against the same in double precision."""
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +57,24 @@ def test_otherwise_it_is_torchs_own() -> None:
     assert torch.equal(ours(contiguous), torchs(contiguous))
     channels_last = _images(8, 6, 9, 7)
     assert torch.equal(ours.eval()(channels_last), torchs.eval()(channels_last))
+
+
+def test_compiled_the_statistics_are_a_few_operations_and_stay_exact() -> None:
+    """Part by part, a compiler would be given a thousand operations for a layer, and not come to its end."""
+    sizes: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    images = _images(10, 16, 160, 160)
+    # Without the tests' check of shapes, which torch's compiler does not read.
+    bare = inspect.unwrap(channel_statistics)
+    mean, variance = torch.compile(bare, backend=backend)(images)
+    assert len(sizes) == 1
+    assert sizes[0] < 20
+    torch.testing.assert_close(mean.double(), images.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), images.double().var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
 
 
 def test_one_value_a_channel_is_refused() -> None:
