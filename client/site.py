@@ -137,11 +137,11 @@ class Site:
         unflatten_weights(model, begin)
         samples = self.samples("train", model)
         if self.settings.patient_privacy.enabled:
-            self._work_privately(model, samples, instruction, received)
+            self._work_privately(model, entries, samples, instruction, received)
+            trained = flatten_weights(model)
             losses, control_change = {}, np.zeros(0, np.float32)  # losses are of the patients whom the noise hides
         else:
-            losses, control_change = self._work(model, samples, instruction, received, begin)
-        trained = flatten_weights(model)
+            trained, losses, control_change = self._work(model, entries, samples, instruction, received, begin)
         personal.keep(model, instruction, received, samples, self._class_weights())
         if self.masked is None:
             sent = sent_weights(trained, received, state, codec, instruction.server_round)
@@ -164,10 +164,16 @@ class Site:
         )
 
     def _work(
-        self, model: DiPro, samples: SampleSet, instruction: Instruction, received: np.ndarray, begin: np.ndarray
-    ) -> tuple[dict[str, float], np.ndarray]:
-        """Train the model; mean training losses, and the change of what the server keeps beside the model."""
-        entries, correction = model_entries(model), self._correction(instruction)
+        self,
+        model: DiPro,
+        entries: ModelEntries,
+        samples: SampleSet,
+        instruction: Instruction,
+        received: np.ndarray,
+        begin: np.ndarray,
+    ) -> tuple[np.ndarray, dict[str, float], np.ndarray]:
+        """Train the model; its weights, mean training losses, the change of what the server keeps beside the model."""
+        correction = self._correction(instruction)
         settings = of_common_batch(self.settings, len(samples), instruction.total_samples)
         of_norms = instruction.control if settings.training.batch_norm == "received" else None
         work = LocalWork(settings=settings, server_round=instruction.server_round, norm_gradients=of_norms)
@@ -178,12 +184,20 @@ class Site:
             self._class_weights(),
             before_step=correction.before_step(model, entries, received),
         )
-        change = correction.end(entries.parameters, begin, flatten_weights(model), sum_of_rates=work.sum_of_rates)
+        trained = flatten_weights(model)
+        change = correction.end(entries.parameters, begin, trained, sum_of_rates=work.sum_of_rates)
         if of_norms is not None and work.norm_gradients is not None:
             change = self._norm_change(instruction, work.norm_gradients)
-        return losses, change
+        return trained, losses, change
 
-    def _work_privately(self, model: DiPro, samples: SampleSet, instruction: Instruction, received: np.ndarray) -> None:
+    def _work_privately(
+        self,
+        model: DiPro,
+        entries: ModelEntries,
+        samples: SampleSet,
+        instruction: Instruction,
+        received: np.ndarray,
+    ) -> None:
         """Train the model by DP-SGD."""
         correction = self._correction(instruction)
         PrivateWork(settings=self.settings, server_round=instruction.server_round).run(
@@ -192,7 +206,7 @@ class Site:
             make_optimizer(model, self.settings),
             self._class_weights(),
             spend=lambda num_steps: self._spend(instruction, STEPS, num_steps),
-            before_step=correction.before_step(model, model_entries(model), received),
+            before_step=correction.before_step(model, entries, received),
         )
 
     def _noised(self, statistics: SiteStatistics, instruction: Instruction) -> SiteStatistics:

@@ -16,6 +16,7 @@ import numpy as np
 from federation.coders import Bfloat16, CodecError, Coder, Float32, Int8Blocks, TopK, as_bytes, check_length
 from federation.sections import CommunicationSettings
 from federation.selection import Entries, ModelEntries
+from federation.weights import all_finite
 
 CODECS = ("fp32", "bf16", "int8", "topk")
 """Names of the codecs."""
@@ -116,7 +117,7 @@ class Codec:
             if residual is not None:
                 self._check_residual(residual)
                 values += residual
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise CodecError("expected finite differences from the global model; has the training diverged?")
         written, sent = self.coder.pack(values)
         payload = Payload(
@@ -167,7 +168,7 @@ class Codec:
             raise CodecError(
                 f"expected {what} as float32 [{self.compressed.total}], found {flat.dtype} {list(flat.shape)}"
             )
-        if not np.isfinite(flat).all():
+        if not all_finite(flat):
             raise CodecError(f"expected finite {what}, found {int((~np.isfinite(flat)).sum())} that are not")
 
     def _check_residual(self, residual: np.ndarray) -> None:

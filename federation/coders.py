@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from federation.weights import all_finite
+
 _LEVELS, _FEWER_LEVELS = 127, 63
 _MOST_BYTES_A_VALUE = 0.98
 """What int8 may take; more than that and 7 bits a value are used, so that a quarter of float32 is never exceeded."""
@@ -86,7 +88,7 @@ class Bfloat16:
     def pack(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rounded = torch.from_numpy(values).to(torch.bfloat16)
         sent = rounded.float().numpy()
-        if not np.isfinite(sent).all():
+        if not all_finite(sent):
             raise CodecError("expected differences within bfloat16's range; has the training diverged?")
         return as_bytes(rounded.view(torch.int16).numpy()), sent
 

@@ -6,6 +6,7 @@ dict's order; counters (`num_batches_tracked`) stay where they are.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -68,10 +69,19 @@ def check_weights(model: nn.Module, flat: np.ndarray) -> None:
     _check(flat, sum(tensor.numel() for tensor in _floating(model).values()))
 
 
+def all_finite(flat: np.ndarray) -> bool:
+    """Whether an array of floats has neither NaN nor infinity, in one pass that leaves nothing behind."""
+    if not flat.size:
+        return True
+    # The least and the largest of numbers among which one is NaN are NaN. (A received array is read-only, see `_fill`.)
+    least, largest = torch.aminmax(torch.from_dlpack(flat))
+    return math.isfinite(least) and math.isfinite(largest)
+
+
 def _check(flat: np.ndarray, total: int) -> None:
     if flat.dtype != np.float32 or flat.shape != (total,):
         raise WeightsError(f"expected weights as float32 [{total}], found {flat.dtype} {list(flat.shape)}")
-    if not np.isfinite(flat).all():
+    if not all_finite(flat):
         raise WeightsError(
             f"expected finite weights, found {int((~np.isfinite(flat)).sum())} that are not; "
             "has the training diverged? Lower training.learning_rate"

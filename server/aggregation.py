@@ -14,6 +14,7 @@ import torch
 from federation.messages import TrainReply
 from federation.sections import StrategySettings
 from federation.selection import ModelEntries
+from federation.weights import all_finite
 from server.aggregator import Aggregator, SiteUpdate
 from server.arithmetic import (
     ControlChange,
@@ -170,7 +171,7 @@ class Replies:
         change = reply.control_change
         if change.shape != self._control.shape or change.dtype != np.float32:
             return f"expected a change of control variates [{self._control.size}], found {list(change.shape)}"
-        if not np.isfinite(change).all():
+        if not all_finite(change):
             return "expected a finite change of control variates, found entries that are not"
         return None
 

@@ -19,6 +19,7 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 
 from federation.messages import ARRAYS, METRICS, TRAIN, WEIGHT_KEY, raw_record
 from federation.selection import Entries
+from federation.weights import all_finite
 from server.strategies import LOSS_KEY, STRATEGIES, Parameters, StrategyError, least_replies, make_strategy
 
 _FLAT = "weights"
@@ -91,7 +92,7 @@ class Aggregator:
         return self._finite(server_round, weights)
 
     def _finite(self, server_round: int, weights: np.ndarray) -> np.ndarray:
-        if not np.isfinite(weights).all():
+        if not all_finite(weights):
             raise StrategyError(f"round {server_round}: {self.name} made weights that are not finite; lower its rates")
         return weights
 

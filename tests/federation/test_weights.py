@@ -11,13 +11,35 @@ from federation import initial
 from federation.code_digest import code_digest
 from federation.initial import initial_model
 from federation.seeds import derive_seed
-from federation.weights import WeightsError, blank_model, flatten_weights, layout_digest, unflatten_weights
+from federation.weights import (
+    WeightsError,
+    all_finite,
+    blank_model,
+    flatten_weights,
+    layout_digest,
+    unflatten_weights,
+)
 from tests.small_run import small_settings
 
 
 @pytest.fixture(scope="module")
 def model() -> DiPro:
     return initial_model(small_settings())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 4999, 9999])
+def test_one_number_that_is_not_finite_is_found(dtype: type, value: float, place: int) -> None:
+    numbers = np.linspace(-1e30, 1e30, 10_000).astype(dtype)
+    numbers.setflags(write=False)
+    assert all_finite(numbers)
+    assert all_finite(numbers[:0])
+    changed = numbers.copy()
+    changed[place] = value
+    changed.setflags(write=False)
+    assert not all_finite(changed)
+    assert not all_finite(changed[place % 3 :: 3])
 
 
 def test_flat_weights_hold_every_floating_tensor_and_come_back(model: DiPro) -> None:

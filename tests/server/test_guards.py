@@ -205,6 +205,22 @@ def test_running_statistics_do_not_hide_the_parameters() -> None:
     assert (refusal.site, "(running statistics)" in refusal.reason) == ("east", True)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e30])
+def test_lengths_of_large_updates_are_those_of_double_precision(scale: float) -> None:
+    """Also where squares overflow single precision, and where a part of the array ends within a part that is summed."""
+    random = np.random.default_rng(0)
+    reference = random.normal(size=700_001).astype(np.float32)
+    weights = (reference + scale * random.normal(size=reference.size)).astype(np.float32)
+    groups = {
+        "first": Entries(total=reference.size, runs=((0, 300_000),)),
+        "rest": Entries(total=reference.size, runs=((300_000, 700_001),)),
+    }
+    guard = replace(GUARD, reference=reference, groups=groups)
+    change = weights.astype(np.float64) - reference
+    expected = {"first": np.linalg.norm(change[:300_000]), "rest": np.linalg.norm(change[300_000:])}
+    assert guard.norms(replace(ROUND[0], weights=weights)) == pytest.approx(expected, rel=2e-6)
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=3, max_size=9), st.floats(1, 20), st.integers(0, 8))
 @settings(deadline=None, derandomize=True, max_examples=200)
 def test_fewer_than_half_cannot_move_the_median_beyond_honest_norms(honest: list, factor: float, liars: int) -> None:
