@@ -71,9 +71,9 @@ def forms(frames: tuple[int, ...], without: Collection[str] = (), *, sums_only: 
     """
     names = tuple(name for name in MEASURES if name not in without and (name != "real frames" or len(set(frames)) > 1))
     if sums_only:
-        sums = {"all but compiled": tuple(name for name in names if name != COMPILED), "all": names}
-        if COMPILED in without:
-            del sums["all but compiled"]
+        sums = {"all": names}
+        if COMPILED in names:
+            sums = {"all but compiled": tuple(name for name in names if name != COMPILED), **sums}
         return {name: Form(measures=measures, frames=frames) for name, measures in {"plain": (), **sums}.items()}
     alone = {f"{name} alone": Form(measures=(name,), frames=frames) for name in names}
     added = {f"+ {name}": Form(measures=names[: place + 1], frames=frames) for place, name in enumerate(names) if place}

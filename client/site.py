@@ -1,7 +1,7 @@
 """What a hospital does when the server asks: say who it is, train, evaluate. Knows nothing of Flower."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -136,12 +136,19 @@ class Site:
         begin = personal.start(model, received, instruction.server_round)
         unflatten_weights(model, begin)
         samples = self.samples("train", model)
+        correction = self._correction(instruction)
+        before_step = correction.before_step(model, entries, received)
         if self.settings.patient_privacy.enabled:
-            self._work_privately(model, entries, samples, instruction, received)
-            trained = flatten_weights(model)
-            losses, control_change = {}, np.zeros(0, np.float32)  # losses are of the patients whom the noise hides
+            self._work_privately(model, samples, instruction, before_step)
+            work, losses = None, {}  # losses are of the patients whom the noise hides
         else:
-            trained, losses, control_change = self._work(model, entries, samples, instruction, received, begin)
+            work, losses = self._work(model, samples, instruction, before_step)
+        trained = flatten_weights(model)
+        control_change = np.zeros(0, np.float32)
+        if work is not None:
+            control_change = correction.end(entries.parameters, begin, trained, sum_of_rates=work.sum_of_rates)
+            if work.norm_gradients is not None:
+                control_change = self._norm_change(instruction, work.norm_gradients)
         personal.keep(model, instruction, received, samples, self._class_weights())
         if self.masked is None:
             sent = sent_weights(trained, received, state, codec, instruction.server_round)
@@ -164,49 +171,28 @@ class Site:
         )
 
     def _work(
-        self,
-        model: DiPro,
-        entries: ModelEntries,
-        samples: SampleSet,
-        instruction: Instruction,
-        received: np.ndarray,
-        begin: np.ndarray,
-    ) -> tuple[np.ndarray, dict[str, float], np.ndarray]:
-        """Train the model; its weights, mean training losses, the change of what the server keeps beside the model."""
-        correction = self._correction(instruction)
+        self, model: DiPro, samples: SampleSet, instruction: Instruction, before_step: Callable[[], None]
+    ) -> tuple[LocalWork, dict[str, float]]:
+        """Train the model; the work that was done, and its mean training losses."""
         settings = of_common_batch(self.settings, len(samples), instruction.total_samples)
         of_norms = instruction.control if settings.training.batch_norm == "received" else None
         work = LocalWork(settings=settings, server_round=instruction.server_round, norm_gradients=of_norms)
         losses = work.run(
-            model,
-            samples,
-            make_optimizer(model, settings),
-            self._class_weights(),
-            before_step=correction.before_step(model, entries, received),
+            model, samples, make_optimizer(model, settings), self._class_weights(), before_step=before_step
         )
-        trained = flatten_weights(model)
-        change = correction.end(entries.parameters, begin, trained, sum_of_rates=work.sum_of_rates)
-        if of_norms is not None and work.norm_gradients is not None:
-            change = self._norm_change(instruction, work.norm_gradients)
-        return trained, losses, change
+        return work, losses
 
     def _work_privately(
-        self,
-        model: DiPro,
-        entries: ModelEntries,
-        samples: SampleSet,
-        instruction: Instruction,
-        received: np.ndarray,
+        self, model: DiPro, samples: SampleSet, instruction: Instruction, before_step: Callable[[], None]
     ) -> None:
         """Train the model by DP-SGD."""
-        correction = self._correction(instruction)
         PrivateWork(settings=self.settings, server_round=instruction.server_round).run(
             model,
             samples,
             make_optimizer(model, self.settings),
             self._class_weights(),
             spend=lambda num_steps: self._spend(instruction, STEPS, num_steps),
-            before_step=correction.before_step(model, entries, received),
+            before_step=before_step,
         )
 
     def _noised(self, statistics: SiteStatistics, instruction: Instruction) -> SiteStatistics:

@@ -49,7 +49,7 @@ def channel_statistics(
     # torch.sum adds up pairwise, so that its error does not grow with the number of positions.
     mean = positions.sum(dim=0, dtype=dtype) / len(positions)
     if torch.compiler.is_compiling():
-        # A loop that is fused, and that adds up in cascades; the parts below would be compiled one by one.
+        # The compiler makes one loop of this; the parts below would be compiled one by one.
         return mean, (positions - mean).square().sum(dim=0) / len(positions)
     squares = torch.zeros_like(mean, dtype=torch.float64)
     for part in positions.split(_ROWS_AT_ONCE):

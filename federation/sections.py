@@ -145,7 +145,8 @@ class TrainingSettings(Section):
     precision: Precision = "fp32"
     """Number format of the image network; bf16 halves memory and, where the processor knows it, time."""
     checkpoint_activations: bool = False
-    """Compute the image network's activations again on the way back instead of keeping them: less memory, more time."""
+    """Compute the image network's activations again on the way back instead of keeping them, and on a CPU give back
+    what is freed: less memory, more time."""
     compile: bool = False
     """Let torch.compile fuse the image network; pays on a GPU over many epochs."""
     loader_workers: Annotated[int, Field(ge=0)] = 0

@@ -35,6 +35,13 @@ def test_the_page_of_settings_is_current() -> None:
     assert (PROJECT / "docs" / "settings.md").read_text() == settings_page()
 
 
+def test_every_row_of_the_settings_stands_on_one_line() -> None:
+    tables = settings_page().partition("\n## ")[2].split("| name | values | default | meaning |\n")[1:]
+    for table in tables:
+        rows = table.partition("\n\n")[0].splitlines()
+        assert all(row.startswith("|") and row.endswith("|") for row in rows), table
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
