@@ -46,11 +46,18 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, tokens: Float[Tensor, "stay token width"], token_mask: Bool[Tensor, "stay token"], *, need_weights: bool
-    ) -> tuple[Float[Tensor, "stay token width"], Float[Tensor, "stay token token"] | None]:
+        self,
+        tokens: Float[Tensor, "stay token width"],
+        token_mask: Bool[Tensor, "stay token"],
+        *,
+        need_weights: bool,
+        first: int | None = None,
+    ) -> tuple[Float[Tensor, "stay asking width"], Float[Tensor, "stay asking token"] | None]:
+        """What becomes of the `first` tokens, which look at all of them; of all, unless given."""
+        asking = tokens[:, :first]
         mixed, weights = attend(
-            self.self_attn, tokens, tokens, tokens, allowed=token_mask[:, None], need_weights=need_weights
+            self.self_attn, asking, tokens, tokens, allowed=token_mask[:, None], need_weights=need_weights
         )
-        tokens = self.norm1(tokens + self.dropout(mixed))
-        hidden = self.dropout(functional.relu(self.linear1(tokens)))
-        return self.norm2(tokens + self.dropout(self.linear2(hidden))), weights
+        asking = self.norm1(asking + self.dropout(mixed))
+        hidden = self.dropout(functional.relu(self.linear1(asking)))
+        return self.norm2(asking + self.dropout(self.linear2(hidden))), weights

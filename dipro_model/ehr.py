@@ -44,29 +44,28 @@ class LocalEhr(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "stay step width"],
-        hours: Float[Tensor, "stay step"],
-        intervals: Float[Tensor, "stay pair 2"],
-        inside: Bool[Tensor, "stay pair step"],
-    ) -> Float[Tensor, "stay pair step width"]:
+        tokens: Float[Tensor, "pair step width"],
+        hours: Float[Tensor, "pair step"],
+        interval: Float[Tensor, "pair 2"],
+        inside: Bool[Tensor, "pair step"],
+    ) -> Float[Tensor, "pair step width"]:
         """Every hour asks with its time relative to the interval; hours inside answer, those near its centre most.
 
-        An interval in which no hour lies gives zero.
+        `tokens` and `hours` are those of the pair's stay. An interval in which no hour lies gives zero.
         """
-        since = hours[:, None] - intervals[..., :1]  # [stay, pair, step]
-        until = intervals[..., 1:] - hours[:, None]
+        since = hours - interval[:, :1]
+        until = interval[:, 1:] - hours
         times = torch.stack([since, until, torch.sigmoid(since * until)], dim=-1)
-        distance = (hours[:, None] - intervals.mean(dim=-1, keepdim=True)).abs()
-        keys = tokens[:, None].expand(-1, intervals.shape[1], -1, -1).flatten(0, 1)
+        distance = (hours - interval.mean(dim=-1, keepdim=True)).abs()
         answers, _ = attend(
             self.attention,
-            self.time_embedding(times).flatten(0, 1),
-            keys,
-            keys,
-            allowed=inside.flatten(0, 1)[:, None],
-            bias=-distance.flatten(0, 1)[:, None],
+            self.time_embedding(times),
+            tokens,
+            tokens,
+            allowed=inside[:, None],
+            bias=-distance[:, None],
         )
-        return answers.unflatten(0, intervals.shape[:2])
+        return answers
 
 
 def hours_inside(

@@ -1,5 +1,7 @@
 """The whole network: from a batch of stays to logits, auxiliary terms and attention over regions."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ class DiPro(nn.Module):
         parts = self.config.parts
         pair_mask = batch.pair_mask & parts.radiographs
         pairs = self._see(batch, pair_mask, dense=dense)
-        logits, attention = self._fuse(batch, pairs, batch.ehr_mask & parts.ehr, pair_mask)
+        logits, attention = self._fuse(batch, pairs, batch.ehr_mask & parts.ehr, pair_mask, dense=dense)
         return Output(
             logits=logits,
             auxiliary=_auxiliary(batch, pairs, pair_mask),
@@ -78,13 +80,15 @@ class DiPro(nn.Module):
         pairs: PairFeatures,
         ehr_mask: Bool[Tensor, "stay step"],
         pair_mask: Bool[Tensor, "stay pair"],
+        *,
+        dense: bool,
     ) -> tuple[Float[Tensor, "stay output class"], Float[Tensor, "stay output pair region"]]:
         dtype, parts = self.global_ehr.token.dtype, self.config.parts
         ehr = _real_only(batch.ehr, ehr_mask, dtype)
         hours = _real_only(batch.ehr_hours, ehr_mask, dtype)
         intervals = _real_only(batch.intervals, pair_mask, dtype)
         tokens = self.global_ehr(ehr, ehr_mask)  # [stay, step, width]
-        regions = self._fuse_pairs(pairs.dynamic, tokens, hours, intervals, ehr_mask, pair_mask)
+        regions = self._fuse_pairs(pairs.dynamic, tokens, hours, intervals, ehr_mask, pair_mask, dense=dense)
         region_mask = pair_mask.repeat_interleave(regions.shape[2], dim=1)  # [stay, pair * region]
         fuse = self.global_fusion if parts.global_fusion else self.global_fusion.pool
         classes, attention = fuse(regions.flatten(1, 2), region_mask, tokens, ehr_mask)
@@ -106,17 +110,23 @@ class DiPro(nn.Module):
         intervals: Float[Tensor, "stay pair 2"],
         ehr_mask: Bool[Tensor, "stay step"],
         pair_mask: Bool[Tensor, "stay pair"],
+        *,
+        dense: bool,
     ) -> Float[Tensor, "stay pair region width"]:
+        """Only real pairs look at anything; zero where a pair is padded. `dense` is as in `pick`."""
         if not (self.local_fusion and self.config.parts.local_fusion and self.config.parts.radiographs):
             return dynamic
         inside = hours_inside(hours, ehr_mask, intervals, pair_mask)
-        local = self.local_ehr(tokens, hours, intervals, inside).flatten(0, 1)  # [stay * pair, step, width]
+        real = partial(pick, mask=pair_mask, dense=dense)
+        pairs = pair_mask.shape[1]
+        tokens, hours = (each[:, None].expand(-1, pairs, *each.shape[1:]) for each in (tokens, hours))
+        local = self.local_ehr(real(tokens), real(hours), real(intervals), real(inside))  # [real, step, width]
         # All hours of the stay asked about the interval, so all their answers count, unless no hour could answer.
-        answered = (ehr_mask[:, None] & inside.any(dim=-1, keepdim=True)).flatten(0, 1)
-        regions = dynamic.flatten(0, 1)
+        answered = real(ehr_mask[:, None] & inside.any(dim=-1, keepdim=True))
+        regions = real(dynamic)
         for layer in self.local_fusion:
             regions = layer(regions, local, answered)
-        return regions.unflatten(0, dynamic.shape[:2])
+        return place(regions, pair_mask, dense=dense)
 
 
 def _head(config: DiProConfig) -> nn.Module:

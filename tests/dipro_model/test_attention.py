@@ -91,6 +91,21 @@ def test_encoder_layer_equals_torchs() -> None:
     assert not looks[1, :, ~mask[1]].any()
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_encoder_layer_gives_the_first_tokens_what_it_gives_them_among_all(first: int) -> None:
+    torch.manual_seed(1)
+    layer = EncoderLayer(width=WIDTH, num_heads=HEADS, dropout=0.0).double()
+    tokens = normal(2, 5, WIDTH, seed=6).requires_grad_()
+    mask = torch.tensor([[True] * 5, [True, True, False, True, False]])
+    everyone, all_looks = layer(tokens, mask, need_weights=True)
+    found, looks = layer(tokens, mask, need_weights=True, first=first)
+    torch.testing.assert_close(found, everyone[:, :first])
+    torch.testing.assert_close(looks, all_looks[:, :first])
+    wanted = [*layer.parameters(), tokens]
+    gradients = torch.autograd.grad(found.square().sum(), wanted)
+    torch.testing.assert_close(gradients, torch.autograd.grad(everyone[:, :first].square().sum(), wanted))
+
+
 def test_both_ends_of_an_interval_belong_to_it() -> None:
     hours = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
     intervals = torch.tensor([[[2.0, 4.0], [4.5, 9.0]], [[1.0, 3.0], [0.0, 9.0]]])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dipro_model import Batch, ClassWeights, DiPro, Output, load_official_state_dict, objective
 from dipro_model.checkpoint import official_name
+from dipro_model.disentangle import place
 
 UNPADDED, PADDED = ("dp_a", "mort_a"), ("dp_c", "mort_b")
 CASES = UNPADDED + PADDED
@@ -172,6 +173,9 @@ def run_once(model: DiPro, batch: Batch, weights: ClassWeights) -> Run:
     output = model(batch)
     for handle in handles:
         handle.remove()
+    for name, values in captured.items():
+        if name.startswith("long_multi_modal_fuison.ehr_local_encoder"):  # of real pairs only, one after another
+            captured[name] = place(values, batch.pair_mask)
     total, parts = objective(output, batch, model.config, weights)
     gradients = gradient_norms(model, captured["long_cxr_encoder.resnet"], total) if total.requires_grad else {}
     pairs: Any = captured.pop("disentangle")
