@@ -64,11 +64,11 @@ def chaos(live: Live, folder: Path, rounds: int, *, every: float, seed: int, mos
             waiting = []
         if time.monotonic() >= next_kill and report.kills.total() < most:
             kind = draw.choice(list(KINDS))
-            if _kill(live, kind, draw):
+            if _kill(live, kind, draw):  # else soon another kind
                 report.kills[kind] += 1
                 waiting.append(time.monotonic())
                 report.corrupted += _corrupted(folder)
-            next_kill = time.monotonic() + draw.expovariate(1 / every)
+                next_kill = time.monotonic() + draw.expovariate(1 / every)
         try:
             status, _ = run_status(kit, number)
         except RegistrationError:  # it is starting again
