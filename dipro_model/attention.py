@@ -5,6 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dipro_model.linear import Linear, linear
+
 
 def attend(
     attention: nn.MultiheadAttention,
@@ -23,11 +25,49 @@ def attend(
     """
     reachable = allowed.any(dim=-1, keepdim=True)
     blocked = reachable & ~allowed
-    mask = blocked if bias is None else bias.masked_fill(blocked, -torch.inf)
-    mask = mask.expand(-1, query.shape[1], -1).repeat_interleave(attention.num_heads, dim=0)
-    mixed, weights = attention(query, key, value, attn_mask=mask, need_weights=need_weights)
-    zero = mixed.new_zeros(())
-    return torch.where(reachable, mixed, zero), None if weights is None else weights * reachable
+    mask = torch.zeros_like(allowed, dtype=query.dtype) if bias is None else bias
+    mask = mask.masked_fill(blocked, -torch.inf)[:, None]
+    query, key, value = (_by_head(each, attention.num_heads) for each in _projected(attention, query, key, value))
+    dropout = attention.dropout if attention.training else 0.0
+    if need_weights:
+        mixed, weights = _mix(query, key, value, mask, dropout)
+        weights = weights.mean(dim=1) * reachable
+    else:
+        weights = None
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    mixed = linear(mixed.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+    return torch.where(reachable, mixed, mixed.new_zeros(())), weights
+
+
+def _projected(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """Query, key and value behind their linear maps; what is the same tensor is mapped once."""
+    width, weight, bias = attention.embed_dim, attention.in_proj_weight, attention.in_proj_bias
+    if query is key and key is value:
+        return linear(query, weight, bias).chunk(3, dim=-1)
+    if key is value:
+        asked = linear(query, weight[:width], bias[:width])
+        return asked, *linear(key, weight[width:], bias[width:]).chunk(2, dim=-1)
+    return tuple(
+        linear(values, own_weight, own_bias)
+        for values, own_weight, own_bias in zip((query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
+    )
+
+
+def _by_head(values: Float[Tensor, "stay token width"], num_heads: int) -> Float[Tensor, "stay head token part"]:
+    return values.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _mix(
+    query: Float[Tensor, "stay head query part"],
+    key: Float[Tensor, "stay head key part"],
+    value: Float[Tensor, "stay head key part"],
+    mask: Float[Tensor, "stay 1 #query key"],
+    dropout: float,
+) -> tuple[Float[Tensor, "stay head query part"], Float[Tensor, "stay head query key"]]:
+    """Scaled dot-product attention that shows its weights."""
+    scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-2, -1) + mask
+    weights = functional.dropout(scores.softmax(dim=-1), dropout)
+    return weights @ value, weights
 
 
 class EncoderLayer(nn.Module):
@@ -39,8 +79,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, *, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
-        self.linear1 = nn.Linear(width, 4 * width)
-        self.linear2 = nn.Linear(4 * width, width)
+        self.linear1 = Linear(width, 4 * width)
+        self.linear2 = Linear(4 * width, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)

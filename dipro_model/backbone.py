@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dipro_model.config import BackboneConfig
 from dipro_model.execution import Execution
+from dipro_model.linear import Linear
 
 
 class Backbone(nn.Module):
@@ -21,7 +22,7 @@ class Backbone(nn.Module):
 
         self.resnet = make_resnet(config)
         self.adapter = nn.Sequential(
-            nn.Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
+            Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
         )
         self.execution = Execution()
         self.freeze = config.freeze

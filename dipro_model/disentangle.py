@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from dipro_model.linear import Linear
 from dipro_model.vocabulary import DISEASES, PROGRESSIONS
 
 
@@ -35,7 +36,7 @@ class Disentangle(nn.Module):
         self.static = _projection(width, dropout)
         self.dynamic = _projection(width, dropout)
         self.progression_heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(PROGRESSIONS))) for _ in DISEASES
+            nn.Sequential(Linear(width, width), nn.ReLU(), Linear(width, len(PROGRESSIONS))) for _ in DISEASES
         )
 
     def forward(
@@ -106,9 +107,9 @@ def place(
 
 def _projection(width: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(2 * width, 4 * width),
+        Linear(2 * width, 4 * width),
         nn.GELU(),
-        nn.Linear(4 * width, width),
+        Linear(4 * width, width),
         nn.BatchNorm1d(width),
         nn.Dropout(dropout),
     )

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dipro_model.attention import EncoderLayer, attend
+from dipro_model.linear import Linear
 from dipro_model.vocabulary import EHR_VARIABLES
 
 
@@ -15,7 +16,7 @@ class GlobalEhr(nn.Module):
 
     def __init__(self, *, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.embedding = nn.Sequential(nn.Linear(len(EHR_VARIABLES), width), nn.LayerNorm(width), nn.Dropout(dropout))
+        self.embedding = nn.Sequential(Linear(len(EHR_VARIABLES), width), nn.LayerNorm(width), nn.Dropout(dropout))
         self.token = nn.Parameter(torch.randn(1, width))
         self.encoder = EncoderLayer(width=width, num_heads=num_heads, dropout=dropout)
 
@@ -39,7 +40,7 @@ class LocalEhr(nn.Module):
 
     def __init__(self, *, width: int, num_heads: int) -> None:
         super().__init__()
-        self.time_embedding = nn.Sequential(nn.Linear(3, width // 2), nn.GELU(), nn.Linear(width // 2, width))
+        self.time_embedding = nn.Sequential(Linear(3, width // 2), nn.GELU(), Linear(width // 2, width))
         self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
 
     def forward(

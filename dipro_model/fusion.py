@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dipro_model.attention import EncoderLayer, attend
+from dipro_model.linear import Linear
 from dipro_model.vocabulary import DEMOGRAPHICS
 
 
@@ -13,8 +14,8 @@ class LocalFusion(nn.Module):
 
     def __init__(self, *, width: int, num_heads: int) -> None:
         super().__init__()
-        self.region_proj = nn.Linear(width, 3 * width)
-        self.ehr_proj = nn.Linear(width, 2 * width)
+        self.region_proj = Linear(width, 3 * width)
+        self.ehr_proj = Linear(width, 2 * width)
         self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.norm = nn.LayerNorm(width)
 
@@ -106,7 +107,7 @@ class StaticFusion(nn.Module):
 
     def __init__(self, *, width: int, num_heads: int, dropout: float, num_groups: int) -> None:
         super().__init__()
-        self.demographics = nn.Sequential(nn.Linear(len(DEMOGRAPHICS), width), nn.ReLU(), nn.Dropout(dropout))
+        self.demographics = nn.Sequential(Linear(len(DEMOGRAPHICS), width), nn.ReLU(), nn.Dropout(dropout))
         self.groups = GroupEmbedding(width=width, num_groups=num_groups)
         self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.norm = nn.LayerNorm(width)

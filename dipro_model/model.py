@@ -12,6 +12,7 @@ from dipro_model.config import DiProConfig
 from dipro_model.disentangle import Disentangle, PairFeatures, no_pairs, pick, place
 from dipro_model.ehr import GlobalEhr, LocalEhr, hours_inside
 from dipro_model.fusion import GlobalFusion, LocalFusion, StaticFusion
+from dipro_model.linear import Linear
 from dipro_model.losses import dynamic_loss, orthogonal_loss, static_loss, temporal_loss
 from dipro_model.output import Output
 from dipro_model.readout import LinearReadout
@@ -134,7 +135,7 @@ def _head(config: DiProConfig) -> nn.Module:
     width, num_classes = config.width, config.num_classes
     if config.trained == "readout":
         return LinearReadout(width=width, num_components=config.num_components, num_classes=num_classes)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(width, num_classes))
+    return nn.Sequential(Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout), Linear(width, num_classes))
 
 
 def _auxiliary(batch: Batch, pairs: PairFeatures, pair_mask: Bool[Tensor, "stay pair"]) -> dict[str, Float[Tensor, ""]]:

@@ -1,0 +1,97 @@
+"""Linear maps, in single precision computed by whichever of torch's two libraries is the faster on this processor.
+
+On a CPU torch multiplies float32 matrices with MKL, which leaves AVX-512 aside on processors that are not Intel's.
+oneDNN, which torch has for its convolutions, does not: twice as fast there (docs/benchmarks.md). Where it is not
+faster, or not asked for, everything here is torch.nn.functional.linear.
+"""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+_LEAST_PRODUCTS = 2**20
+"""Multiplications from which on a call of oneDNN through Python is worth its time."""
+
+_PROCESSORS = Path("/proc/cpuinfo")
+
+_onednn = False
+
+
+@contextmanager
+def faster_products() -> Iterator[None]:
+    """Compute linear maps of float32 on the CPU by the faster library, in single and not in double backward passes."""
+    global _onednn
+    before, _onednn = _onednn, onednn_is_faster()
+    try:
+        yield
+    finally:
+        _onednn = before
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether this processor has AVX-512 and is not Intel's, and torch has both libraries."""
+    return (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and not _is_intel()
+    )
+
+
+def linear(
+    values: Float[Tensor, "*any from"], weight: Float[Tensor, "to from"], bias: Float[Tensor, "to"] | None
+) -> Float[Tensor, "*any to"]:
+    """As torch.nn.functional.linear."""
+    products = values.numel() * len(weight)
+    suits = _onednn and values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu"
+    if not suits or products < _LEAST_PRODUCTS or torch.is_autocast_enabled("cpu"):
+        return functional.linear(values, weight, bias)
+    # Of rows that do not lie one behind the other oneDNN takes its slowest way.
+    flat: Any = _ByOneDnn.apply(values.flatten(0, -2).contiguous(), weight.contiguous(), bias)
+    return flat.unflatten(0, values.shape[:-1])
+
+
+class Linear(nn.Linear):
+    """torch's, by the faster library."""
+
+    def forward(self, input: Float[Tensor, "*any from"]) -> Float[Tensor, "*any to"]:  # torch's name
+        return linear(input, self.weight, self.bias)
+
+
+class _ByOneDnn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        return _product(values, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        values, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        needs_values, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.T) if needs_values else None,
+            _product(gradient.T, values.T) if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
+        )
+
+
+def _product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`rows` @ `columns`.T + `bias` by oneDNN: the operation that torch.compile calls for a linear layer on a CPU."""
+    return torch.ops.mkldnn._linear_pointwise(rows, columns, bias, "none", [], "")
+
+
+def _is_intel() -> bool:
+    described = _PROCESSORS.read_text() if _PROCESSORS.is_file() else platform.processor()
+    return "GenuineIntel" in described
