@@ -43,6 +43,7 @@ def onednn_is_faster() -> bool:
     return (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         and not _is_intel()
     )

@@ -108,7 +108,8 @@ def test_scores_are_those_of_single_stays(site: SiteRecords) -> None:
 
 def test_training_lowers_the_loss(site: SiteRecords) -> None:
     for task in Task:
-        settings = small_settings(f"task={task}", "training.learning_rate=3e-3")
+        # Without dropout, whose draws decide at so few stays.
+        settings = small_settings(f"task={task}", "training.learning_rate=3e-3", "model.dropout=0")
         samples, model = SampleSet([site], task, "train"), initial_model(settings)
         optimizer, weights = make_optimizer(model, settings), class_weights(samples, settings)
         before = predict(model, samples, settings, weights).losses["total"]
