@@ -20,6 +20,7 @@ def attend(
 ) -> tuple[Float[Tensor, "stay query width"], Float[Tensor, "stay query key"] | None]:
     """Multi-head attention over the allowed keys; `bias` is added to the scaled products before the softmax.
 
+    The parameters are those of torch's module, whose own forward would go past `dipro_model.linear`.
     A query without any allowed key gets zero: kernels differ there (NaN or zero), so none is ever asked. The second
     result holds the weights as mean over heads where `need_weights` is set.
     """

@@ -8,6 +8,7 @@ faster, or not asked for, everything here is torch.nn.functional.linear.
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,17 @@ _LEAST_PRODUCTS = 2**20
 
 _PROCESSORS = Path("/proc/cpuinfo")
 
-_onednn = False
+_by_onednn = ContextVar("by_onednn", default=False)
 
 
 @contextmanager
 def faster_products() -> Iterator[None]:
     """Compute linear maps of float32 on the CPU by the faster library, in single and not in double backward passes."""
-    global _onednn
-    before, _onednn = _onednn, onednn_is_faster()
+    token = _by_onednn.set(onednn_is_faster())
     try:
         yield
     finally:
-        _onednn = before
+        _by_onednn.reset(token)
 
 
 @cache
@@ -54,7 +54,7 @@ def linear(
 ) -> Float[Tensor, "*any to"]:
     """As torch.nn.functional.linear."""
     products = values.numel() * len(weight)
-    suits = _onednn and values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu"
+    suits = _by_onednn.get() and values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu"
     if not suits or products < _LEAST_PRODUCTS or torch.is_autocast_enabled("cpu"):
         return functional.linear(values, weight, bias)
     # Of rows that do not lie one behind the other oneDNN takes its slowest way.
@@ -65,7 +65,7 @@ def linear(
 class Linear(nn.Linear):
     """torch's, by the faster library."""
 
-    def forward(self, input: Float[Tensor, "*any from"]) -> Float[Tensor, "*any to"]:  # torch's name
+    def forward(self, input: Float[Tensor, "*any from"]) -> Float[Tensor, "*any to"]:
         return linear(input, self.weight, self.bias)
 
 
