@@ -162,6 +162,7 @@ def test_two_runs_of_one_name_are_two_runs(real_run: Path, tmp_path: Path, datab
         folder = tmp_path / str(number)
         _begun(folder)
         (folder / "run.json").write_bytes((real_run / "run.json").read_bytes())
+        time.sleep(0.002)  # an audit log's clock counts milliseconds
     _recorder(database, tmp_path).deliver()
     first, second = _rows(database, runs)
     assert first["name"] == second["name"]
