@@ -41,10 +41,8 @@ def attend(
 
 
 def _projected(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """Query, key and value behind their linear maps; what is the same tensor is mapped once."""
+    """Query, key and value behind their linear maps; one tensor as key and value is mapped once."""
     width, weight, bias = attention.embed_dim, attention.in_proj_weight, attention.in_proj_bias
-    if query is key and key is value:
-        return linear(query, weight, bias).chunk(3, dim=-1)
     if key is value:
         asked = linear(query, weight[:width], bias[:width])
         return asked, *linear(key, weight[width:], bias[width:]).chunk(2, dim=-1)

@@ -65,7 +65,7 @@ class GlobalFusion(nn.Module):
         mask = torch.cat([ehr_mask.new_ones(len(ehr), outputs), region_mask, ehr_mask], dim=1)
         looks = []
         for layer in self.layers:
-            # Nothing reads the other tokens behind the last layer, which is most of what an hour costs.
+            # Nothing reads the other tokens behind the last layer.
             first = outputs if layer is self.layers[-1] else None
             tokens, weights = layer(tokens, mask, need_weights=True, first=first)
             looks.append(weights[:, :outputs, outputs : outputs + regions.shape[1]].detach())
