@@ -5,11 +5,12 @@ the run's seed, the epoch and the names of the sites trained on, so that a resum
 epoch of an uninterrupted centralized run.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import cast
 
 import numpy as np
@@ -24,6 +25,8 @@ from dipro_model.vocabulary import Task
 from federation.memory import keep_freed_memory, tensor_memory
 from federation.seeds import derive_seed
 from federation.settings import RunSettings
+
+logger = logging.getLogger(__name__)
 
 _LEAST_BF16_PIXELS = 17
 """At 16 pixels the last stage's convolution of stride 2 sees a single pixel, for which torch 2.13 leaves the bfloat16
@@ -214,18 +217,36 @@ def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: Cl
     )
 
 
+def _has_bf16() -> bool:
+    """Whether oneDNN has convolutions in bfloat16 for this processor; without them torch takes a far slower way."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@cache
+def _warn_of_bf16() -> None:
+    """Once a process: a simulation places a network for each site."""
+    logger.warning(
+        "training.precision=bf16: this processor has no instructions for it, and the image network takes several times "
+        "as long as with training.precision=fp32"
+    )
+
+
 def place(model: DiPro, device: torch.device, settings: RunSettings) -> DiPro:
     """The model on a device, its image network computed as the settings say, in the memory order fastest there.
 
-    On a CPU the process keeps from then on what it frees, unless the settings ask for little memory. Raises
-    TrainingError for crops so small that torch's bfloat16 convolutions on a CPU give wrong gradients.
+    On a CPU the process keeps from then on what it frees, unless the settings ask for little memory, and bfloat16 is
+    warned of where the processor lacks it. Raises TrainingError for crops so small that torch's bfloat16 convolutions
+    on a CPU give wrong gradients.
     """
     pixels = settings.model.crop_pixels
-    if device.type == "cpu" and settings.training.precision == "bf16" and pixels < _LEAST_BF16_PIXELS:
+    half_on_cpu = device.type == "cpu" and settings.training.precision == "bf16"
+    if half_on_cpu and pixels < _LEAST_BF16_PIXELS:
         raise TrainingError(
             f"model.crop_pixels: expected {_LEAST_BF16_PIXELS} or more for training.precision=bf16 on a CPU, found "
             f"{pixels}; use larger crops, or training.precision=fp32"
         )
+    if half_on_cpu and not _has_bf16():
+        _warn_of_bf16()
     model.backbone.execute(settings.training.execution())
     saves = settings.training.checkpoint_activations and not settings.model.freeze_backbone
     if device.type == "cpu" and not saves:

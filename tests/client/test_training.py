@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from client import training
 from client.dataset import SampleSet
 from client.features import inputs_of
 from client.records import SiteRecords, SiteSpec
@@ -264,6 +265,18 @@ def test_a_process_keeps_what_it_frees_unless_memory_is_to_be_saved(overrides, k
     told.clear()
     place(model, torch.device("meta"), settings)
     assert not told, "only a CPU's memory is the C library's"
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "warns"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_bfloat16_on_a_cpu_without_it_is_warned_of_once(precision, has, warns, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(training, "_has_bf16", lambda: has)
+    training._warn_of_bf16.cache_clear()
+    settings = small_settings(f"training.precision={precision}", "model.crop_pixels=17")
+    for _ in range(2):
+        place(initial_model(settings), torch.device("cpu"), settings)
+    assert caplog.text.count("this processor has no instructions for it") == warns
 
 
 def test_bfloat16_on_a_cpu_wants_crops_that_torch_computes_rightly() -> None:
