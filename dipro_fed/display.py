@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +27,7 @@ def training_display(num_epochs: int, title: str) -> Iterator[OnEpoch]:
 
         def on_epoch(epoch: int, trained: SplitResult, validated: SplitResult) -> None:
             losses = f"loss {trained.losses['total']:.3f} train, {validated.losses['total']:.3f} val"
-            progress.update(bar, completed=epoch, last=f"{losses}; val {brief(validated.metrics)}")
+            progress.step(bar, epoch, f"{losses}; val {brief(validated.metrics)}")
 
         yield on_epoch
 
@@ -42,7 +42,8 @@ def round_display(num_rounds: int, title: str) -> Iterator[OnRound]:
             step = max(each.step for each in measurements)
             sites = [each for each in measurements if each.step == step and each.split == "val"]
             last = "; ".join(f"{each.site}: {brief(each.metrics)}" for each in sites)
-            progress.update(bar, completed=step, description=title, last=f"val {last}")
+            progress.update(bar, description=title)
+            progress.step(bar, step, f"val {last}")
 
         yield on_round
 
@@ -101,9 +102,13 @@ def _chosen(record: RunRecord) -> str:
 
 
 class _Progress(Progress):
-    """A bar, and what is said of the last step on a line of its own: side by side they need more than 100 columns."""
+    """A bar, and what is said of the last step on a line of its own: side by side they need more than 100 columns.
+
+    Where nobody looks, as in a file of output, there is a line for each step instead, and the bar at the end.
+    """
 
     def __init__(self, unit: str) -> None:
+        self._unit, self._written = unit, 0
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -112,6 +117,16 @@ class _Progress(Progress):
             TimeElapsedColumn(),
             console=Console(stderr=True),
         )
+
+    def step(self, bar: TaskID, completed: int, last: str) -> None:
+        """So many steps are done, and this is said of the last."""
+        self.update(bar, completed=completed, last=last)
+        if self.console.is_terminal or completed == self._written:
+            return
+        self._written = completed
+        task = self.tasks[bar]
+        words = f"{task.description}: {completed} of {task.total:g} {self._unit}; {last}"
+        self.console.print(Text(words), soft_wrap=True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)

@@ -112,7 +112,7 @@ def _report(
 
 @contextmanager
 def _display() -> "Iterator[Callable[[Progress], None]]":
-    """A bar over runs; below it what is running, and how long it may take."""
+    """A bar over runs; below it what is running, and how long it may take. In a file a line for each finished run."""
     from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -127,7 +127,8 @@ def _display() -> "Iterator[Callable[[Progress], None]]":
         TextColumn("{task.fields[left]}"),
     )
     bar = bars.add_task("runs", total=None, left="")
-    with Live(bars, console=Console(stderr=True), refresh_per_second=4) as live:
+    console, written = Console(stderr=True), 0
+    with Live(bars, console=console, refresh_per_second=4) as live:
 
         def on_progress(progress: "Progress") -> None:
             failed = f"{progress.num_failed} failed, " if progress.num_failed else ""
@@ -135,6 +136,10 @@ def _display() -> "Iterator[Callable[[Progress], None]]":
             bars.update(bar, total=progress.num_cells, completed=progress.num_done, left=left)
             lines = [Text(f"  {each.name}: {each.step} of {each.num_steps}") for each in progress.running]
             live.update(Group(bars, *lines))
+            nonlocal written
+            if not console.is_terminal and progress.num_done > written:
+                written = progress.num_done
+                console.print(Text(f"{written} of {progress.num_cells} runs; {left}"), soft_wrap=True)
 
         yield on_progress
 

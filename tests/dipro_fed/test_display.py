@@ -99,11 +99,32 @@ def test_progress_over_epochs_fits_into_a_hundred_columns(
     result = SplitResult(num_samples=9, losses={"total": 1.5}, metrics=dict.fromkeys(metric_names(task), 0.5))
     with training_display(100, f"{task}, centralized") as on_epoch:
         on_epoch(7, result, result)
-    first, second = capsys.readouterr().err.rstrip().splitlines()
+    line, first, second = capsys.readouterr().err.rstrip().splitlines()
     assert first.startswith(f"{task}, centralized")
     assert "7/100 epochs" in first
     assert second.strip() == f"loss 1.500 train, 1.500 val; val {brief(result.metrics)}"
     assert len(second) <= 100
+    assert line == f"{task}, centralized: 7 of 100 epochs; {second.strip()}"
+
+
+def test_a_file_gets_a_line_for_each_epoch_while_it_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    result = SplitResult(num_samples=9, losses={"total": 1.5}, metrics={"auroc": 0.5})
+    with training_display(3, "mortality, centralized") as on_epoch:
+        for epoch in (1, 2):
+            on_epoch(epoch, result, result)
+            on_epoch(epoch, result, result)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"mortality, centralized: {epoch} of 3 epochs; loss 1.500 train")
+
+
+def test_a_terminal_gets_the_bar_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    result = SplitResult(num_samples=9, losses={"total": 1.5}, metrics={"auroc": 0.5})
+    with training_display(3, "mortality, centralized") as on_epoch:
+        on_epoch(1, result, result)
+    written = capsys.readouterr().err
+    assert "1/3" in written
+    assert "1 of 3 epochs" not in written
 
 
 def test_progress_over_rounds_names_every_site_of_the_last_round(
@@ -118,6 +139,7 @@ def test_progress_over_rounds_names_every_site_of_the_last_round(
     ]
     with round_display(5, "mortality, federated") as on_round:
         on_round(measurements)
-    first, second = capsys.readouterr().err.rstrip().splitlines()
+    line, first, second = capsys.readouterr().err.rstrip().splitlines()
     assert "2/5 rounds" in first
     assert second.strip() == "val north: auprc 0.500, auroc undefined; south: auprc 0.500, auroc undefined"
+    assert line == f"mortality, federated: 2 of 5 rounds; {second.strip()}"
