@@ -219,7 +219,7 @@ def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: Cl
 
 def _has_bf16() -> bool:
     """Whether oneDNN has convolutions in bfloat16 for this processor; without them torch takes a far slower way."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @cache

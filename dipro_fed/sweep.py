@@ -131,12 +131,12 @@ def _display() -> "Iterator[Callable[[Progress], None]]":
     with Live(bars, console=console, refresh_per_second=4) as live:
 
         def on_progress(progress: "Progress") -> None:
+            nonlocal written
             failed = f"{progress.num_failed} failed, " if progress.num_failed else ""
             left = f"{failed}{_left(progress.seconds_left)}"
             bars.update(bar, total=progress.num_cells, completed=progress.num_done, left=left)
             lines = [Text(f"  {each.name}: {each.step} of {each.num_steps}") for each in progress.running]
             live.update(Group(bars, *lines))
-            nonlocal written
             if not console.is_terminal and progress.num_done > written:
                 written = progress.num_done
                 console.print(Text(f"{written} of {progress.num_cells} runs; {left}"), soft_wrap=True)
