@@ -59,7 +59,7 @@ class Disentangle(nn.Module):
             return _in_order_only(static, dynamic)
         static, reversed_static = _project(self.static, in_order), _project(self.static, in_reverse)
         dynamic, reversed_dynamic = _project(self.dynamic, in_order), _project(self.dynamic, in_reverse)
-        logits = [self._progression(changes) for changes in (dynamic, reversed_dynamic)]
+        logits = self._progression(torch.stack([dynamic, reversed_dynamic]))
         return PairFeatures(
             static=put(static),
             dynamic=put(dynamic),
@@ -67,7 +67,7 @@ class Disentangle(nn.Module):
             region_logits=torch.stack([put(values) for values in logits]),
         )
 
-    def _progression(self, dynamic: Float[Tensor, "real region width"]) -> Float[Tensor, "real region disease change"]:
+    def _progression(self, dynamic: Float[Tensor, "*any width"]) -> Float[Tensor, "*any disease change"]:
         return torch.stack([head(dynamic) for head in self.progression_heads], dim=-2)
 
 

@@ -3,7 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -12,6 +12,7 @@ from federation.code_digest import code_digest
 from federation.files import lock_folder
 from simulation.sweep.cells import Cell
 from simulation.sweep.folder import Found, SweepFolder
+from simulation.sweep.pace import Pace
 from simulation.sweep.work import run_cell
 
 _POLL_SECONDS = 0.5
@@ -37,7 +38,7 @@ class Progress:
     num_failed: int
     running: tuple[Running, ...]
     seconds_left: float | None
-    """At the pace so far; None before the first step, 0 at the end."""
+    """At the pace of each model so far; None before the first step, 0 at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,17 @@ class _Working:
 
     cell: Cell
     process: BaseProcess
+    start: float = field(default_factory=time.monotonic)
     step: int = 0
+    first_step: int | None = None
+    """The first that this process was heard to have done: a later one than 1 where it goes on from a checkpoint."""
     outcome: tuple[str, str] | None = None
+
+    def spend(self, pace: Pace) -> None:
+        """Tell `pace` what this process has done, and how long it took."""
+        if self.first_step is not None:
+            done = (self.step - self.first_step + 1) / self.cell.num_steps
+            pace.add(self.cell.model, self.cell.work * done, time.monotonic() - self.start)
 
 
 class _Workers:
@@ -125,11 +135,11 @@ class _Workers:
         self.working: dict[Any, _Working] = {}
         """By the receiving end of the process's pipe."""
         self.failed: dict[str, str] = {}
-        self.total = sum(cell.work for cell in waiting)
-        self.done, self.start = 0.0, time.monotonic()
+        self.number, self.pace = 1, Pace()
 
     def run(self, number: int) -> dict[str, str]:
-        """Work until nothing is left; the reasons of those that failed, by name."""
+        """Work until nothing is left, so many at a time; the reasons of those that failed, by name."""
+        self.number = number
         # One process imports torch, before it has any thread; the cells' are forked from it.
         _CONTEXT.set_forkserver_preload(["simulation.sweep.work"])
         try:
@@ -152,15 +162,21 @@ class _Workers:
             for each in self.working.values()
         ]
         num_left = len(self.waiting) + len(running)
-        part = sum(each.cell.work * each.step / each.cell.num_steps for each in self.working.values())
-        done, spent = self.done + part, time.monotonic() - self.start
         return Progress(
             num_cells=self.num_cells,
             num_done=self.num_cells - num_left,
             num_failed=len(self.failed),
             running=tuple(running),
-            seconds_left=0.0 if not num_left else (self.total - done) * spent / done if done else None,
+            seconds_left=self._seconds_left(),
         )
+
+    def _seconds_left(self) -> float | None:
+        pace, left = self.pace.copy(), [(cell.model, cell.work) for cell in self.waiting]
+        for each in self.working.values():
+            each.spend(pace)
+            left.append((each.cell.model, each.cell.work * (1 - each.step / each.cell.num_steps)))
+        seconds = pace.seconds_for(left) if left else 0.0
+        return None if seconds is None else seconds / min(self.number, max(len(left), 1))
 
     def _start(self, cell: Cell) -> None:
         receiver, sender = _CONTEXT.Pipe(duplex=False)
@@ -182,11 +198,12 @@ class _Workers:
             return
         if what == "step":
             each.step = words
+            each.first_step = words if each.first_step is None else each.first_step
         else:
             each.outcome = (what, words)
 
     def _end(self, each: _Working) -> None:
-        self.done += each.cell.work
+        each.spend(self.pace)
         what, words = each.outcome or ("failed", _killed(each.process.exitcode))
         if what == "failed":
             self.failed[each.cell.name] = words
