@@ -3,10 +3,10 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dipro_model.attention import EncoderLayer, answer_map, attend_mapped, query_map
+from dipro_model.attention import EncoderLayer, attend
 from dipro_model.linear import Linear
 from dipro_model.vocabulary import EHR_VARIABLES
 
@@ -45,25 +45,27 @@ class LocalEhr(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "stay step width"],
-        stays: Int[Tensor, " pair"],
+        tokens: Float[Tensor, "pair step width"],
         hours: Float[Tensor, "pair step"],
         interval: Float[Tensor, "pair 2"],
         inside: Bool[Tensor, "pair step"],
     ) -> Float[Tensor, "pair step width"]:
         """Every hour asks with its time relative to the interval; hours inside answer, those near its centre most.
 
-        `stays` says whose tokens a pair sees; `hours` are those of its stay. An interval in which no hour lies gives
-        zero.
+        `tokens` and `hours` are those of the pair's stay. An interval in which no hour lies gives zero.
         """
         since = hours - interval[:, :1]
         until = interval[:, 1:] - hours
         times = torch.stack([since, until, torch.sigmoid(since * until)], dim=-1)
         distance = (hours - interval.mean(dim=-1, keepdim=True)).abs()
-        asks = query_map(self.attention)(self.time_embedding(times))
-        # What hours answer with is the same for all pairs of a stay.
-        key, value = answer_map(self.attention)(tokens)[stays].chunk(2, dim=-1)
-        answers, _ = attend_mapped(self.attention, asks, key, value, allowed=inside[:, None], bias=-distance[:, None])
+        answers, _ = attend(
+            self.attention,
+            self.time_embedding(times),
+            tokens,
+            tokens,
+            allowed=inside[:, None],
+            bias=-distance[:, None],
+        )
         return answers
 
 

@@ -6,10 +6,9 @@ faster, or not asked for, everything here is torch.nn.functional.linear.
 """
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,38 +67,6 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*any from"]) -> Float[Tensor, "*any to"]:
         return linear(input, self.weight, self.bias)
-
-
-@dataclass(frozen=True, eq=False)
-class LinearMap:
-    """Weight and bias of a linear map, as a value: a layer's own, a part of them, or several maps made one."""
-
-    weight: Float[Tensor, "to from"]
-    bias: Float[Tensor, " to"]
-
-    @classmethod
-    def of(cls, layer: nn.Linear) -> "LinearMap":
-        """That of a layer with a bias."""
-        return cls(layer.weight, layer.bias)
-
-    def __call__(self, values: Float[Tensor, "*any from"]) -> Float[Tensor, "*any to"]:
-        return linear(values, self.weight, self.bias)
-
-    def outputs(self, parts: int) -> tuple["LinearMap", ...]:
-        """The map to each of so many equal parts of what comes out."""
-        weights, biases = self.weight.chunk(parts), self.bias.chunk(parts)
-        return tuple(LinearMap(*each) for each in zip(weights, biases, strict=True))
-
-    def behind(self, first: "LinearMap") -> "LinearMap":
-        """`first` and then this, as one map: less work where there are more rows than columns."""
-        # weight @ first.weight, written as a map of rows so that it is computed as those are.
-        weight = linear(first.weight.T, self.weight, None).T
-        return LinearMap(weight, functional.linear(first.bias, self.weight, self.bias))
-
-    @classmethod
-    def beside(cls, maps: Sequence["LinearMap"]) -> "LinearMap":
-        """All maps of the same values at once."""
-        return cls(torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps]))
 
 
 class _ByOneDnn(torch.autograd.Function):

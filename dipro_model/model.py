@@ -119,9 +119,9 @@ class DiPro(nn.Module):
             return dynamic
         inside = hours_inside(hours, ehr_mask, intervals, pair_mask)
         real = partial(pick, mask=pair_mask, dense=dense)
-        stays = torch.arange(len(hours), device=hours.device)
-        stays, hours = (each[:, None].expand(*pair_mask.shape, *each.shape[1:]) for each in (stays, hours))
-        local = self.local_ehr(tokens, real(stays), real(hours), real(intervals), real(inside))  # [real, step, width]
+        pairs = pair_mask.shape[1]
+        tokens, hours = (each[:, None].expand(-1, pairs, *each.shape[1:]) for each in (tokens, hours))
+        local = self.local_ehr(real(tokens), real(hours), real(intervals), real(inside))  # [real, step, width]
         # All hours of the stay asked about the interval, so all their answers count, unless no hour could answer.
         answered = real(ehr_mask[:, None] & inside.any(dim=-1, keepdim=True))
         regions = real(dynamic)

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from dipro_model import ClassWeights, DiPro, Stay, collate, linear, objective
-from dipro_model.linear import LinearMap
 from dipro_model.vocabulary import Task
 
 PRODUCT = linear._product
@@ -106,25 +104,3 @@ def test_the_processor_decides(
     monkeypatch.setattr("torch.backends.mkl.is_available", lambda: True)
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
     assert linear.onednn_is_faster.__wrapped__() is faster
-
-
-def test_maps_as_values_are_those_of_their_layers() -> None:
-    torch.manual_seed(0)
-    first, second = nn.Linear(6, 4).double(), nn.Linear(4, 8).double()
-    values = torch.randn(5, 6, dtype=torch.float64)
-    one = LinearMap.of(second).behind(LinearMap.of(first))
-    torch.testing.assert_close(one(values), second(first(values)))
-    low, high = one.outputs(2)
-    torch.testing.assert_close(torch.cat([low(values), high(values)], dim=-1), one(values))
-    torch.testing.assert_close(LinearMap.beside([high, low])(values), torch.cat([high(values), low(values)], dim=-1))
-
-
-def test_a_map_behind_another_hands_gradients_to_both() -> None:
-    torch.manual_seed(0)
-    first, second = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
-    values = torch.randn(5, 3, dtype=torch.float64)
-    parameters = [*first.parameters(), *second.parameters()]
-    expected = torch.autograd.grad(second(first(values)).square().sum(), parameters)
-    found = torch.autograd.grad(LinearMap.of(second).behind(LinearMap.of(first))(values).square().sum(), parameters)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
