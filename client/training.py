@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from client.dataset import SampleSet
 from dipro_model import Batch, ClassWeights, DiPro, class_weights_from_counts, collate, objective
-from dipro_model.linear import faster_products
+from dipro_model.execution import faster_on_cpu
 from dipro_model.vocabulary import Task
 from federation.memory import keep_freed_memory, tensor_memory
 from federation.seeds import derive_seed
@@ -195,7 +195,7 @@ def predict(model: DiPro, samples: SampleSet, settings: RunSettings, weights: Cl
         size = len(batch)
         with _memory_explained("scoring", [batch], settings):
             batch = batch.to(device, non_blocking=True)
-            with faster_products():
+            with faster_on_cpu():
                 output = model(batch)
             total, parts = objective(output, batch, model.config, weights)
         terms = [{"total": total, **parts}]
@@ -332,7 +332,7 @@ def _probabilities(logits: Tensor, task: Task) -> Tensor:
 
 def _backward(model: DiPro, batch: Batch, weights: ClassWeights, group_size: int) -> dict[str, Tensor]:
     """Add the batch's part to the gradient of its group; the objective and its terms come back, still on the device."""
-    with faster_products():
+    with faster_on_cpu():
         output = model(batch)
     total, parts = objective(output, batch, model.config, weights)
     (total * (len(batch) / group_size)).backward()

@@ -5,7 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dipro_model.linear import Linear, linear
+from dipro_model.dropout import Dropout, dropout, takes_less
+from dipro_model.linear import Linear, LinearMap
 
 
 def attend(
@@ -24,32 +25,51 @@ def attend(
     A query without any allowed key gets zero: kernels differ there (NaN or zero), so none is ever asked. The second
     result holds the weights as mean over heads where `need_weights` is set.
     """
+    asks, answers = query_map(attention), answer_map(attention)
+    if key is value:
+        key, value = answers(key).chunk(2, dim=-1)
+    else:
+        key, value = (own(each) for own, each in zip(answers.outputs(2), (key, value), strict=True))
+    return attend_mapped(attention, asks(query), key, value, allowed=allowed, bias=bias, need_weights=need_weights)
+
+
+def query_map(attention: nn.MultiheadAttention) -> LinearMap:
+    """What a query passes before it is compared."""
+    width = attention.embed_dim
+    return LinearMap(attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+
+
+def answer_map(attention: nn.MultiheadAttention) -> LinearMap:
+    """What keys and values pass before they are looked at: the map to a key, then that to a value."""
+    width = attention.embed_dim
+    return LinearMap(attention.in_proj_weight[width:], attention.in_proj_bias[width:])
+
+
+def attend_mapped(
+    attention: nn.MultiheadAttention,
+    query: Float[Tensor, "stay query width"],
+    key: Float[Tensor, "stay key width"],
+    value: Float[Tensor, "stay key width"],
+    *,
+    allowed: Bool[Tensor, "stay #query key"],
+    bias: Float[Tensor, "stay #query key"] | None = None,
+    need_weights: bool = False,
+) -> tuple[Float[Tensor, "stay query width"], Float[Tensor, "stay query key"] | None]:
+    """`attend` of what has passed `query_map` and `answer_map` already."""
     reachable = allowed.any(dim=-1, keepdim=True)
     blocked = reachable & ~allowed
     mask = torch.zeros_like(allowed, dtype=query.dtype) if bias is None else bias
     mask = mask.masked_fill(blocked, -torch.inf)[:, None]
-    query, key, value = (_by_head(each, attention.num_heads) for each in _projected(attention, query, key, value))
-    dropout = attention.dropout if attention.training else 0.0
-    if need_weights:
-        mixed, weights = _mix(query, key, value, mask, dropout)
-        weights = weights.mean(dim=1) * reachable
+    query, key, value = (_by_head(each, attention.num_heads) for each in (query, key, value))
+    probability = attention.dropout if attention.training else 0.0
+    weights = None
+    if need_weights or (probability and takes_less(query)):
+        mixed, weights = _mix(query, key, value, mask, probability)
+        weights = weights.mean(dim=1) * reachable if need_weights else None
     else:
-        weights = None
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    mixed = linear(mixed.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=probability)
+    mixed = LinearMap.of(attention.out_proj)(mixed.transpose(1, 2).flatten(2))
     return torch.where(reachable, mixed, mixed.new_zeros(())), weights
-
-
-def _projected(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """Query, key and value behind their linear maps; one tensor as key and value is mapped once."""
-    width, weight, bias = attention.embed_dim, attention.in_proj_weight, attention.in_proj_bias
-    if key is value:
-        asked = linear(query, weight[:width], bias[:width])
-        return asked, *linear(key, weight[width:], bias[width:]).chunk(2, dim=-1)
-    return tuple(
-        linear(values, own_weight, own_bias)
-        for values, own_weight, own_bias in zip((query, key, value), weight.chunk(3), bias.chunk(3), strict=True)
-    )
 
 
 def _by_head(values: Float[Tensor, "stay token width"], num_heads: int) -> Float[Tensor, "stay head token part"]:
@@ -61,11 +81,11 @@ def _mix(
     key: Float[Tensor, "stay head key part"],
     value: Float[Tensor, "stay head key part"],
     mask: Float[Tensor, "stay 1 #query key"],
-    dropout: float,
+    probability: float,
 ) -> tuple[Float[Tensor, "stay head query part"], Float[Tensor, "stay head query key"]]:
     """Scaled dot-product attention that shows its weights."""
     scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-2, -1) + mask
-    weights = functional.dropout(scores.softmax(dim=-1), dropout)
+    weights = dropout(scores.softmax(dim=-1), probability)
     return weights @ value, weights
 
 
@@ -82,7 +102,7 @@ class EncoderLayer(nn.Module):
         self.linear2 = Linear(4 * width, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dipro_model.config import BackboneConfig
+from dipro_model.dropout import Dropout
 from dipro_model.execution import Execution
 from dipro_model.linear import Linear
 
@@ -22,7 +23,7 @@ class Backbone(nn.Module):
 
         self.resnet = make_resnet(config)
         self.adapter = nn.Sequential(
-            Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)
+            Linear(config.num_features, width), nn.BatchNorm1d(width), nn.ReLU(), Dropout(dropout)
         )
         self.execution = Execution()
         self.freeze = config.freeze

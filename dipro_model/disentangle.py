@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from dipro_model.dropout import Dropout
 from dipro_model.linear import Linear
 from dipro_model.vocabulary import DISEASES, PROGRESSIONS
 
@@ -111,7 +112,7 @@ def _projection(width: int, dropout: float) -> nn.Sequential:
         nn.GELU(),
         Linear(4 * width, width),
         nn.BatchNorm1d(width),
-        nn.Dropout(dropout),
+        Dropout(dropout),
     )
 
 

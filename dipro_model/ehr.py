@@ -1,12 +1,14 @@
 """From hourly records to tokens: one a step for the whole stay, and one a step seen from the interval of each pair."""
 
 import math
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dipro_model.attention import EncoderLayer, attend
+from dipro_model.attention import EncoderLayer, answer_map, attend_mapped, query_map
+from dipro_model.dropout import Dropout
 from dipro_model.linear import Linear
 from dipro_model.vocabulary import EHR_VARIABLES
 
@@ -16,7 +18,7 @@ class GlobalEhr(nn.Module):
 
     def __init__(self, *, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.embedding = nn.Sequential(Linear(len(EHR_VARIABLES), width), nn.LayerNorm(width), nn.Dropout(dropout))
+        self.embedding = nn.Sequential(Linear(len(EHR_VARIABLES), width), nn.LayerNorm(width), Dropout(dropout))
         self.token = nn.Parameter(torch.randn(1, width))
         self.encoder = EncoderLayer(width=width, num_heads=num_heads, dropout=dropout)
 
@@ -34,6 +36,15 @@ class GlobalEhr(nn.Module):
         )
         return tokens[:, 1:]
 
+    @torch.no_grad()
+    def spread_bias(self, std: float) -> None:
+        """Draw the bias of the embedding anew, normal with this standard deviation.
+
+        Its layer norm leaves directions alone: beside a bias of no length, values all twice as far from their means
+        have the same one, beside a long bias the direction moves with them.
+        """
+        cast(Linear, self.embedding[0]).bias.normal_(std=std)
+
 
 class LocalEhr(nn.Module):
     """Tokens of all hours as seen from the interval between the two radiographs of each pair."""
@@ -45,27 +56,25 @@ class LocalEhr(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "pair step width"],
+        tokens: Float[Tensor, "stay step width"],
+        stays: Int[Tensor, " pair"],
         hours: Float[Tensor, "pair step"],
         interval: Float[Tensor, "pair 2"],
         inside: Bool[Tensor, "pair step"],
     ) -> Float[Tensor, "pair step width"]:
         """Every hour asks with its time relative to the interval; hours inside answer, those near its centre most.
 
-        `tokens` and `hours` are those of the pair's stay. An interval in which no hour lies gives zero.
+        `stays` says whose tokens a pair sees; `hours` are those of its stay. An interval in which no hour lies gives
+        zero.
         """
         since = hours - interval[:, :1]
         until = interval[:, 1:] - hours
         times = torch.stack([since, until, torch.sigmoid(since * until)], dim=-1)
         distance = (hours - interval.mean(dim=-1, keepdim=True)).abs()
-        answers, _ = attend(
-            self.attention,
-            self.time_embedding(times),
-            tokens,
-            tokens,
-            allowed=inside[:, None],
-            bias=-distance[:, None],
-        )
+        asks = query_map(self.attention)(self.time_embedding(times))
+        # What hours answer with is the same for all pairs of a stay.
+        key, value = answer_map(self.attention)(tokens)[stays].chunk(2, dim=-1)
+        answers, _ = attend_mapped(self.attention, asks, key, value, allowed=inside[:, None], bias=-distance[:, None])
         return answers
 
 

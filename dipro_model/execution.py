@@ -1,5 +1,8 @@
-"""How the image network is computed: number format, memory and compilation; never what is computed."""
+"""How the network is computed: number format, memory, compilation, faster forms on a CPU; never what is computed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,3 +30,25 @@ class Execution:
                 "compile and checkpoint_activations: expected one of the two, got both; "
                 "a compiled network plans its memory itself, so leave out checkpoint_activations"
             )
+
+
+_faster_on_cpu = ContextVar("faster_on_cpu", default=False)
+
+
+@contextmanager
+def faster_on_cpu() -> Iterator[None]:
+    """Let linear maps and dropout on a CPU take forms that are faster there.
+
+    For passes of whole batches whose gradients are taken once: the forms know neither torch.func.vmap nor a second
+    derivative.
+    """
+    token = _faster_on_cpu.set(True)
+    try:
+        yield
+    finally:
+        _faster_on_cpu.reset(token)
+
+
+def is_faster_on_cpu() -> bool:
+    """Whether this runs within `faster_on_cpu`."""
+    return _faster_on_cpu.get()

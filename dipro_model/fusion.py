@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dipro_model.attention import EncoderLayer, attend
-from dipro_model.linear import Linear
+from dipro_model.attention import EncoderLayer, answer_map, attend, attend_mapped, query_map
+from dipro_model.dropout import Dropout
+from dipro_model.linear import Linear, LinearMap
 from dipro_model.vocabulary import DEMOGRAPHICS
 
 
@@ -25,16 +26,19 @@ class LocalFusion(nn.Module):
         local_ehr: Float[Tensor, "pair step width"],
         step_mask: Bool[Tensor, "pair step"],
     ) -> Float[Tensor, "pair region width"]:
-        query, region_key, region_value = self.region_proj(regions).chunk(3, dim=-1)
-        ehr_key, ehr_value = self.ehr_proj(local_ehr).chunk(2, dim=-1)
-        allowed = torch.cat([step_mask.new_ones(regions.shape[:2]), step_mask], dim=1)
-        mixed, _ = attend(
-            self.attn,
-            query,
-            torch.cat([region_key, ehr_key], dim=1),
-            torch.cat([region_value, ehr_value], dim=1),
-            allowed=allowed[:, None],
+        query, *region_answers = self.region_proj(regions).chunk(3, dim=-1)
+        asks, answers = query_map(self.attn), answer_map(self.attn).outputs(2)
+        given = LinearMap.of(self.ehr_proj).outputs(2)
+        # Hours pass two maps with nothing between them; as one map that is half the work, for there are many hours.
+        hours = LinearMap.beside([own.behind(first) for own, first in zip(answers, given, strict=True)])
+        key, value = (
+            torch.cat([own(of_regions), of_hours], dim=1)
+            for own, of_regions, of_hours in zip(
+                answers, region_answers, hours(local_ehr).chunk(2, dim=-1), strict=True
+            )
         )
+        allowed = torch.cat([step_mask.new_ones(regions.shape[:2]), step_mask], dim=1)
+        mixed, _ = attend_mapped(self.attn, asks(query), key, value, allowed=allowed[:, None])
         return self.norm(regions + mixed)
 
 
@@ -107,7 +111,7 @@ class StaticFusion(nn.Module):
 
     def __init__(self, *, width: int, num_heads: int, dropout: float, num_groups: int) -> None:
         super().__init__()
-        self.demographics = nn.Sequential(Linear(len(DEMOGRAPHICS), width), nn.ReLU(), nn.Dropout(dropout))
+        self.demographics = nn.Sequential(Linear(len(DEMOGRAPHICS), width), nn.ReLU(), Dropout(dropout))
         self.groups = GroupEmbedding(width=width, num_groups=num_groups)
         self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.norm = nn.LayerNorm(width)

@@ -6,9 +6,8 @@ faster, or not asked for, everything here is torch.nn.functional.linear.
 """
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dipro_model.execution import is_faster_on_cpu
+
 _LEAST_PRODUCTS = 2**20
 """Multiplications from which on a call of oneDNN through Python is worth its time."""
 
 _PROCESSORS = Path("/proc/cpuinfo")
-
-_by_onednn = ContextVar("by_onednn", default=False)
-
-
-@contextmanager
-def faster_products() -> Iterator[None]:
-    """Compute linear maps of float32 on the CPU by the faster library, in single and not in double backward passes."""
-    token = _by_onednn.set(onednn_is_faster())
-    try:
-        yield
-    finally:
-        _by_onednn.reset(token)
 
 
 @cache
@@ -52,9 +41,10 @@ def onednn_is_faster() -> bool:
 def linear(
     values: Float[Tensor, "*any from"], weight: Float[Tensor, "to from"], bias: Float[Tensor, "to"] | None
 ) -> Float[Tensor, "*any to"]:
-    """As torch.nn.functional.linear; by oneDNN within `faster_products`, where that is worth it."""
+    """As torch.nn.functional.linear; by oneDNN within `faster_on_cpu`, where that is worth it."""
     products = values.numel() * len(weight)
-    suits = _by_onednn.get() and values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu"
+    asked_for = is_faster_on_cpu() and onednn_is_faster()
+    suits = asked_for and values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu"
     if not suits or products < _LEAST_PRODUCTS or torch.is_autocast_enabled("cpu"):
         return functional.linear(values, weight, bias)
     # Of rows that do not lie one behind the other oneDNN takes its slowest way.
@@ -67,6 +57,38 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*any from"]) -> Float[Tensor, "*any to"]:
         return linear(input, self.weight, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """Weight and bias of a linear map, as a value: a layer's own, a part of them, or several maps made one."""
+
+    weight: Float[Tensor, "to from"]
+    bias: Float[Tensor, " to"]
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> "LinearMap":
+        """That of a layer with a bias."""
+        return cls(layer.weight, layer.bias)
+
+    def __call__(self, values: Float[Tensor, "*any from"]) -> Float[Tensor, "*any to"]:
+        return linear(values, self.weight, self.bias)
+
+    def outputs(self, parts: int) -> tuple["LinearMap", ...]:
+        """The map to each of so many equal parts of what comes out."""
+        weights, biases = self.weight.chunk(parts), self.bias.chunk(parts)
+        return tuple(LinearMap(*each) for each in zip(weights, biases, strict=True))
+
+    def behind(self, first: "LinearMap") -> "LinearMap":
+        """`first` and then this, as one map: less work where there are more rows than columns."""
+        # weight @ first.weight, written as a map of rows so that it is computed as those are.
+        weight = linear(first.weight.T, self.weight, None).T
+        return LinearMap(weight, functional.linear(first.bias, self.weight, self.bias))
+
+    @classmethod
+    def beside(cls, maps: Sequence["LinearMap"]) -> "LinearMap":
+        """All maps of the same values at once."""
+        return cls(torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps]))
 
 
 class _ByOneDnn(torch.autograd.Function):

@@ -10,6 +10,7 @@ from dipro_model.backbone import Backbone
 from dipro_model.batch import Batch
 from dipro_model.config import DiProConfig
 from dipro_model.disentangle import Disentangle, PairFeatures, no_pairs, pick, place
+from dipro_model.dropout import Dropout
 from dipro_model.ehr import GlobalEhr, LocalEhr, hours_inside
 from dipro_model.fusion import GlobalFusion, LocalFusion, StaticFusion
 from dipro_model.linear import Linear
@@ -119,9 +120,9 @@ class DiPro(nn.Module):
             return dynamic
         inside = hours_inside(hours, ehr_mask, intervals, pair_mask)
         real = partial(pick, mask=pair_mask, dense=dense)
-        pairs = pair_mask.shape[1]
-        tokens, hours = (each[:, None].expand(-1, pairs, *each.shape[1:]) for each in (tokens, hours))
-        local = self.local_ehr(real(tokens), real(hours), real(intervals), real(inside))  # [real, step, width]
+        stays = torch.arange(len(hours), device=hours.device)
+        stays, hours = (each[:, None].expand(*pair_mask.shape, *each.shape[1:]) for each in (stays, hours))
+        local = self.local_ehr(tokens, real(stays), real(hours), real(intervals), real(inside))  # [real, step, width]
         # All hours of the stay asked about the interval, so all their answers count, unless no hour could answer.
         answered = real(ehr_mask[:, None] & inside.any(dim=-1, keepdim=True))
         regions = real(dynamic)
@@ -135,7 +136,7 @@ def _head(config: DiProConfig) -> nn.Module:
     width, num_classes = config.width, config.num_classes
     if config.trained == "readout":
         return LinearReadout(width=width, num_components=config.num_components, num_classes=num_classes)
-    return nn.Sequential(Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout), Linear(width, num_classes))
+    return nn.Sequential(Linear(width, width), nn.ReLU(), Dropout(config.dropout), Linear(width, num_classes))
 
 
 def _auxiliary(batch: Batch, pairs: PairFeatures, pair_mask: Bool[Tensor, "stay pair"]) -> dict[str, Float[Tensor, ""]]:

@@ -27,6 +27,9 @@ def initial_model(settings: RunSettings) -> DiPro:
     """
     torch.manual_seed(derive_seed(settings.seed, "initial weights"))
     model = DiPro(settings.config())
+    if settings.model.ehr_bias_std:
+        # Behind all other draws, so that the rest starts as it would without.
+        model.global_ehr.spread_bias(settings.model.ehr_bias_std)
     if settings.model.start:
         _load_what_fits(model, Path(settings.model.start))
     if settings.model.backbone_weights:

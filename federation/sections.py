@@ -41,6 +41,10 @@ class ModelSettings(Section):
     """Dropout probability."""
     num_transformer_layers: Published | Annotated[int, Field(ge=0)] = "published"
     """Local fusion has half as many layers."""
+    ehr_bias_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Standard deviation of the bias of the hourly embedding at a random start; 0 is PyTorch's own start, as published.
+    The layer norm behind the embedding keeps the direction of an hour's values alone: next to a small bias that says in
+    which sense they leave their means, next to one of about 1 also how far."""
     backbone_depth: Literal[10, 18, 34, 50] = 50
     """Depth of the ResNet."""
     backbone_channels: Annotated[int, Field(ge=1)] = 64

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from dipro_model import ClassWeights, DiPro, Stay, collate, linear, objective
+from dipro_model.execution import faster_on_cpu
+from dipro_model.linear import LinearMap
 from dipro_model.vocabulary import Task
 
 PRODUCT = linear._product
@@ -33,7 +36,7 @@ def test_values_and_gradients_are_torchs(products: list[tuple[int, ...]], has_bi
     layer, values = linear.Linear(7, 5, bias=has_bias), torch.randn(2, 3, 7, requires_grad=True)
     expected = layer(values)
     assert not products  # nobody asked for it yet
-    with linear.faster_products():
+    with faster_on_cpu():
         found = layer(values)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     wanted, factors = [values, *layer.parameters()], torch.randn(2, 3, 5)
@@ -45,7 +48,7 @@ def test_values_and_gradients_are_torchs(products: list[tuple[int, ...]], has_bi
 def test_what_needs_no_gradient_is_not_multiplied_for_one(products: list[tuple[int, ...]]) -> None:
     layer = linear.Linear(7, 5)
     layer.weight.requires_grad_(False)
-    with linear.faster_products():
+    with faster_on_cpu():
         layer(torch.randn(6, 7)).sum().backward()
     assert products == [(6, 7, 5)]
     assert layer.bias.grad is not None
@@ -56,7 +59,7 @@ def test_what_needs_no_gradient_is_not_multiplied_for_one(products: list[tuple[i
 )
 def test_other_numbers_are_left_to_torch(products: list[tuple[int, ...]], values: torch.Tensor) -> None:
     layer = linear.Linear(7, 5).to(values.dtype)
-    with linear.faster_products():
+    with faster_on_cpu():
         assert torch.equal(layer(values), torch.nn.functional.linear(values, layer.weight, layer.bias))
     assert not products
 
@@ -65,10 +68,10 @@ def test_autocast_and_small_products_are_left_to_torch(
     products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, values = linear.Linear(7, 5), torch.randn(6, 7)
-    with linear.faster_products(), torch.autocast("cpu", torch.bfloat16):
+    with faster_on_cpu(), torch.autocast("cpu", torch.bfloat16):
         assert layer(values).dtype == torch.bfloat16
     monkeypatch.setattr(linear, "_LEAST_PRODUCTS", 6 * 7 * 5 + 1)
-    with linear.faster_products():
+    with faster_on_cpu():
         layer(values)
     assert not products
 
@@ -80,7 +83,7 @@ def test_the_whole_model_says_and_learns_the_same(
     model = make_model(task).float()
     batch = collate([make_stay(frames=frames, seed=frames, task=task) for frames in (2, 4)])
     results = []
-    for context in (linear.faster_products, torch.enable_grad):
+    for context in (faster_on_cpu, torch.enable_grad):
         with context():
             output = model(batch)
         total, _ = objective(output, batch, model.config, ClassWeights())
@@ -104,3 +107,25 @@ def test_the_processor_decides(
     monkeypatch.setattr("torch.backends.mkl.is_available", lambda: True)
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
     assert linear.onednn_is_faster.__wrapped__() is faster
+
+
+def test_maps_as_values_are_those_of_their_layers() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(6, 4).double(), nn.Linear(4, 8).double()
+    values = torch.randn(5, 6, dtype=torch.float64)
+    one = LinearMap.of(second).behind(LinearMap.of(first))
+    torch.testing.assert_close(one(values), second(first(values)))
+    low, high = one.outputs(2)
+    torch.testing.assert_close(torch.cat([low(values), high(values)], dim=-1), one(values))
+    torch.testing.assert_close(LinearMap.beside([high, low])(values), torch.cat([high(values), low(values)], dim=-1))
+
+
+def test_a_map_behind_another_hands_gradients_to_both() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+    values = torch.randn(5, 3, dtype=torch.float64)
+    parameters = [*first.parameters(), *second.parameters()]
+    expected = torch.autograd.grad(second(first(values)).square().sum(), parameters)
+    found = torch.autograd.grad(LinearMap.of(second).behind(LinearMap.of(first))(values).square().sum(), parameters)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

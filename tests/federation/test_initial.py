@@ -113,3 +113,16 @@ def test_what_reads_the_outcome_can_be_trained_alone() -> None:
     assert entries.trained.size == sum(model.get_parameter(name).numel() for name in trained)
     with pytest.raises(SettingsError, match=r"model.freeze_backbone=true, found false"):
         small_settings("model.trained=outcome")
+
+
+def test_a_spread_bias_is_all_that_differs_and_a_start_overrides_it(tmp_path: Path) -> None:
+    bias = "global_ehr.embedding.0.bias"
+    plain, spread = (initial_model(small_settings(f"model.ehr_bias_std={std}")).state_dict() for std in (0.0, 3.0))
+    assert [name for name in plain if not torch.equal(plain[name], spread[name])] == [bias]
+    assert 1.5 < spread[bias].std() < 6
+    _checkpoint(tmp_path / "best.pt", "seed=5")
+    started, taught = (
+        initial_model(small_settings(f"model.start={tmp_path / 'best.pt'}", f"model.ehr_bias_std={std}")).state_dict()
+        for std in (3.0, 0.0)
+    )
+    assert _equal(started, taught)
