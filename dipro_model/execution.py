@@ -1,4 +1,4 @@
-"""How the network is computed: number format, memory, compilation, faster forms on a CPU; never what is computed."""
+"""How the network is computed: number format, memory, compilation, faster forms on a CPU; not what is computed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ def faster_on_cpu() -> Iterator[None]:
     """Let linear maps and dropout on a CPU take forms that are faster there.
 
     For passes of whole batches whose gradients are taken once: the forms know neither torch.func.vmap nor a second
-    derivative.
+    derivative. Products are equal up to rounding; dropout draws other numbers, as often zero.
     """
     token = _faster_on_cpu.set(True)
     try:
